@@ -1,0 +1,1 @@
+"""Stage one: gradient-based block search in a supernet."""

@@ -1,0 +1,152 @@
+"""Pareto set, hypervolume, and the choice of one model by budget. Every objective is minimised."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pymoo.indicators.hv import HV
+
+from evaluation.records import ModelRecord
+
+COSTS = ("params", "flops")
+
+
+def objectives(record: ModelRecord, costs: Sequence[str] = ("params",)) -> tuple[float, ...]:
+    """Return (validation error in [0, 1], then the named costs as counts).
+
+    Raises:
+        ValueError: If the record is of a failed network, or a cost has an unknown name.
+    """
+    if record.valid_accuracy is None:
+        raise ValueError(f"network {record.id} has no accuracy: {record.failure}")
+    return (1.0 - record.valid_accuracy, *(cost_of(record, name) for name in costs))
+
+
+def cost_of(record: ModelRecord, name: str) -> float:
+    """Return one cost of a record by its name in `COSTS`."""
+    known = {"params": record.cost.params, "flops": record.cost.flops}
+    if name not in known:
+        raise ValueError(f"cost must be one of {', '.join(COSTS)}, got {name!r}")
+    return float(known[name])
+
+
+def non_dominated(points: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Mark the points (N, M) that no other point dominates.
+
+    A point dominates another if it is nowhere worse and somewhere better; equal points do not
+    dominate each other. A point that holds a NaN is never marked and dominates nothing.
+
+    Returns:
+        Mask (N,).
+    """
+    finite = ~np.isnan(points).any(axis=1)
+    no_worse = (points[:, None] <= points[None]).all(axis=2)  # (N, N): row against column
+    better = (points[:, None] < points[None]).any(axis=2)
+    dominated = (no_worse & better & finite[:, None]).any(axis=0)
+    mask: NDArray[np.bool_] = finite & ~dominated
+    return mask
+
+
+def pareto_set(
+    records: Sequence[ModelRecord], costs: Sequence[str] = ("params",)
+) -> list[ModelRecord]:
+    """Return the records that no other dominates, cheapest first; failed ones never stand on it.
+
+    Of records with equal objectives the one with the smallest id stays, so that the answer does
+    not depend on the order of arrival.
+    """
+    alive = sorted((r for r in records if r.valid_accuracy is not None), key=lambda r: r.id)
+    unique = list({objectives(r, costs): r for r in reversed(alive)}.values())
+    if not unique:
+        return []
+    mask = non_dominated(np.array([objectives(r, costs) for r in unique]))
+    front = [record for record, keep in zip(unique, mask, strict=True) if keep]
+    return sorted(front, key=lambda r: objectives(r, costs)[::-1])
+
+
+def hypervolume(
+    records: Sequence[ModelRecord], reference: Sequence[float], costs: Sequence[str] = ("params",)
+) -> float:
+    """Return the share of the box from 0 to `reference` that the records dominate, in [0, 1].
+
+    Args:
+        records: Evaluated networks; failed ones count for nothing.
+        reference: Worst error and worst of each cost, fixed before the search.
+        costs: Names of the costs, in the order of `reference[1:]`.
+    """
+    points = [objectives(r, costs) for r in records if r.valid_accuracy is not None]
+    if not points:
+        return 0.0
+    scaled = np.array(points) / np.asarray(reference, dtype=np.float64)
+    return float(HV(ref_point=np.ones(scaled.shape[1]))(scaled))
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """What a user allows; None is no limit. `min_accuracy` is a fraction in [0, 1]."""
+
+    max_params: int | None = None
+    max_flops: int | None = None
+    max_latency_ms: float | None = None
+    min_accuracy: float | None = None
+
+    def excess(self, record: ModelRecord) -> float:
+        """Return how far the record is beyond the budgets, 0 when it fits: the largest relative excess.
+
+        A record without a measured latency does not fit any latency budget.
+        """
+        latency = record.cost.latency_ms
+        excesses = [0.0]
+        if self.max_params is not None:
+            excesses.append(record.cost.params / max(self.max_params, 1) - 1)
+        if self.max_flops is not None:
+            excesses.append(record.cost.flops / max(self.max_flops, 1) - 1)
+        if self.max_latency_ms is not None:
+            excesses.append(
+                float("inf") if latency is None else latency / max(self.max_latency_ms, 1e-9) - 1
+            )
+        if self.min_accuracy is not None:
+            accuracy = record.test_accuracy_mean or 0.0
+            excesses.append((self.min_accuracy - accuracy) / max(self.min_accuracy, 1e-9))
+        return max(excesses)
+
+
+def pick(records: Sequence[ModelRecord], budgets: Budgets) -> tuple[ModelRecord, bool]:
+    """Return the most accurate retrained record within the budgets, and True.
+
+    If none fits, return the one that exceeds the budgets least, and False. Ties in accuracy go to
+    the cheaper network.
+
+    Raises:
+        ValueError: If no record is retrained.
+    """
+    retrained = [r for r in records if r.test_accuracy]
+    if not retrained:
+        raise ValueError("expected at least one retrained model, got none")
+    fitting = [r for r in retrained if budgets.excess(r) <= 0]
+    if not fitting:
+        return min(retrained, key=lambda r: (budgets.excess(r), r.cost.params, r.id)), False
+    return min(fitting, key=lambda r: (-(r.test_accuracy_mean or 0.0), r.cost.params, r.id)), True
+
+
+def knee(records: Sequence[ModelRecord]) -> ModelRecord:
+    """Return the record farthest above the chord of the front, with params on a logarithmic axis.
+
+    Accuracy is the mean test accuracy. With fewer than three records, the most accurate one.
+
+    Raises:
+        ValueError: If no record is retrained.
+    """
+    retrained = sorted((r for r in records if r.test_accuracy), key=lambda r: r.cost.params)
+    if not retrained:
+        raise ValueError("expected at least one retrained model, got none")
+    best = max(retrained, key=lambda r: (r.test_accuracy_mean or 0.0, -r.cost.params))
+    retrained = [r for r in retrained if r.cost.params <= best.cost.params]
+    if len(retrained) < 3:
+        return best
+    x = np.log([r.cost.params for r in retrained])
+    y = np.array([r.test_accuracy_mean or 0.0 for r in retrained])
+    x = (x - x[0]) / max(x[-1] - x[0], 1e-12)
+    y = (y - y[0]) / max(y[-1] - y[0], 1e-12)
+    return retrained[int(np.argmax(y - x))]

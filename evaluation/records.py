@@ -1,0 +1,180 @@
+"""Cost and ModelRecord, the plain data of one evaluated network, and the append-only archive."""
+
+import json
+import os
+import statistics
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from evaluation.errors import InputError
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network costs: exact counts, and measured milliseconds where somebody measured.
+
+    Attributes:
+        params: Trainable parameters.
+        flops: Multiply-adds of convolutions and linear layers for one image, forward.
+        latency_ms: Median milliseconds, None when not measured.
+    """
+
+    params: int
+    flops: int
+    latency_ms: float | None = None
+
+    def __add__(self, other: "Cost") -> "Cost":
+        """Add counts; latencies do not add up exactly and are dropped."""
+        return Cost(self.params + other.params, self.flops + other.flops)
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """One evaluated network; every accuracy is a fraction in [0, 1].
+
+    Attributes:
+        id: Hash of the network's description; equal networks have equal ids in every run.
+        genome: Integer genes, empty for a network that stands outside the space (a baseline).
+        blocks: Names of the blocks used, stage by stage, reductions included.
+        cost: Exact counts.
+        seed: Seed of the proxy training, or the first seed of the retraining.
+        valid_accuracy: On `search_valid` after proxy training; None when it failed or was not run.
+        test_accuracy: One value per retraining seed; empty until retrained.
+        seeds: The seeds of `test_accuracy`.
+        failure: Why there is no accuracy, None when there is one.
+    """
+
+    id: str
+    genome: tuple[int, ...]
+    blocks: tuple[str, ...]
+    cost: Cost
+    seed: int
+    valid_accuracy: float | None = None
+    test_accuracy: tuple[float, ...] = ()
+    seeds: tuple[int, ...] = ()
+    failure: str | None = None
+
+    @property
+    def test_accuracy_mean(self) -> float | None:
+        """Mean over the retraining seeds, None when not retrained."""
+        return statistics.fmean(self.test_accuracy) if self.test_accuracy else None
+
+    @property
+    def test_accuracy_std(self) -> float | None:
+        """Sample standard deviation over the seeds, None for fewer than two."""
+        return statistics.stdev(self.test_accuracy) if len(self.test_accuracy) > 1 else None
+
+    def retrained(self, test_accuracy: tuple[float, ...], seeds: tuple[int, ...]) -> "ModelRecord":
+        """Return a copy that carries the test accuracies of `seeds`."""
+        return replace(self, test_accuracy=test_accuracy, seeds=seeds)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """Rebuild from `to_json`.
+
+        Raises:
+            ValueError: If a field is missing, unknown or of another type.
+        """
+        try:
+            fields = dict(data)
+            fields["cost"] = Cost(**fields["cost"])
+            for name in ("genome", "blocks", "test_accuracy", "seeds"):
+                fields[name] = tuple(fields[name])
+            record = cls(**fields)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a model record: {error}") from error
+        if not isinstance(record.id, str) or not isinstance(record.cost.params, int):
+            raise ValueError(f"not a model record: id {record.id!r}, params {record.cost.params!r}")
+        if (record.valid_accuracy is None) == (record.failure is None) and record.genome:
+            raise ValueError("a record has either a valid_accuracy or a failure")
+        return record
+
+
+class Archive:
+    """Every network evaluated so far, by id: a JSON-lines file that is only ever appended to."""
+
+    def __init__(self, path: Path):
+        """Read what is there.
+
+        A last line without its newline is what a kill in mid-write leaves; it is cut off and
+        evaluated again. Any other unreadable line is damage and refused.
+
+        Raises:
+            InputError: If a line is damaged; the message says which.
+        """
+        self.path = path
+        self._records: dict[str, ModelRecord] = {}
+        if not path.exists():
+            return
+        text = path.read_bytes()
+        complete = text[: text.rfind(b"\n") + 1]
+        for number, line in enumerate(complete.splitlines(), start=1):
+            try:
+                record = ModelRecord.from_json(json.loads(line))
+            except ValueError as error:
+                raise InputError(
+                    f"{path}: line {number} is damaged ({error}); "
+                    "delete that line to have its network evaluated again"
+                ) from error
+            self._records[record.id] = record
+        if len(complete) < len(text):
+            os.truncate(path, len(complete))
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[ModelRecord]:
+        return iter(self._records.values())
+
+    def get(self, id: str) -> ModelRecord | None:
+        """Return the record of a network, None when it was never evaluated."""
+        return self._records.get(id)
+
+    def add(self, record: ModelRecord) -> None:
+        """Append a record and force it to disk.
+
+        Raises:
+            ValueError: If the network is in the archive already.
+        """
+        if record.id in self._records:
+            raise ValueError(f"network {record.id} is in the archive already")
+        line = json.dumps(record.to_json(), separators=(",", ":")) + "\n"
+        with self.path.open("ab") as file:
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self._records[record.id] = record
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a whole file under a temporary name, force it to disk, then rename it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write indented JSON atomically; equal data gives equal bytes."""
+    write_atomic(path, json.dumps(data, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: If it is missing, unreadable or not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected a readable JSON file: {error}") from error

@@ -1,0 +1,1 @@
+"""Stage two: NSGA-II assembles blocks into networks."""
