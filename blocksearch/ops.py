@@ -1,0 +1,220 @@
+"""Candidate operations: name -> builder(channels, stride, searching).
+
+Every op keeps the number of channels and divides the resolution by its stride (1 or 2). The DARTS
+set follows Liu, Simonyan, Yang (2019), https://arxiv.org/abs/1806.09055. The light set
+(`dws_*`, `ghost_3x3`, `gshuffle_3x3`) is our reconstruction of the light-weight space of DLW-NAS
+(Li et al. 2022, https://doi.org/10.1007/s12559-022-10046-y), whose text we could not read; it draws on
+GhostNet and ShuffleNet, which that paper cites.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from evaluation.cost import measure_cost
+from evaluation.records import Cost
+
+SHUFFLE_GROUPS = 4
+OpBuilder = Callable[[int, int, bool], nn.Module]
+
+
+def batch_norm(channels: int, searching: bool) -> nn.BatchNorm2d:
+    """BatchNorm; in the supernet without parameters, and always on the batch's own statistics.
+
+    Running statistics would mix those of many different gates.
+    """
+    return nn.BatchNorm2d(channels, affine=not searching, track_running_stats=not searching)
+
+
+class Zero(nn.Module):
+    """The op `none`: zeros, at the resolution that the stride asks for."""
+
+    def __init__(self, stride: int):
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return zeros (B, C, H / stride, W / stride), also where x is not finite."""
+        return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
+
+
+class FactorizedReduce(nn.Module):
+    """Halve the resolution: two 1x1 convolutions on pixel grids shifted by one, concatenated."""
+
+    def __init__(self, in_channels: int, out_channels: int, searching: bool):
+        super().__init__()
+        half = out_channels // 2
+        self.even = nn.Conv2d(in_channels, half, 1, stride=2, bias=False)
+        self.odd = nn.Conv2d(in_channels, out_channels - half, 1, stride=2, bias=False)
+        self.norm = batch_norm(out_channels, searching)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C', ceil(H / 2), ceil(W / 2))."""
+        x = torch.relu(x)
+        # An odd side lacks its last odd pixel: pad, so that both grids have ceil(H / 2) points.
+        padded = nn.functional.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+        out: Tensor = self.norm(torch.cat([self.even(x), self.odd(padded[:, :, 1:, 1:])], dim=1))
+        return out
+
+
+class ChannelShuffle(nn.Module):
+    """Interleave the channels of `groups` groups, so that the next grouped layer mixes them."""
+
+    def __init__(self, groups: int):
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Permute the channels of (B, C, H, W)."""
+        b, c, h, w = x.shape
+        return x.view(b, self.groups, c // self.groups, h, w).transpose(1, 2).reshape(b, c, h, w)
+
+
+class Ghost(nn.Module):
+    """Half of the channels from a 1x1 convolution, the other half a cheap 3x3 depthwise of it."""
+
+    def __init__(self, channels: int, stride: int, searching: bool):
+        super().__init__()
+        if channels % 2:
+            raise ValueError(f"ghost_3x3 needs an even number of channels, got {channels}")
+        half = channels // 2
+        self.primary = nn.Sequential(
+            nn.ReLU(),
+            nn.AvgPool2d(2, ceil_mode=True) if stride == 2 else nn.Identity(),
+            nn.Conv2d(channels, half, 1, bias=False),
+            batch_norm(half, searching),
+            nn.ReLU(),
+        )
+        self.cheap = nn.Conv2d(half, half, 3, padding=1, groups=half, bias=False)
+        self.norm = batch_norm(channels, searching)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, H / stride, W / stride)."""
+        primary = self.primary(x)
+        out: Tensor = self.norm(torch.cat([primary, self.cheap(primary)], dim=1))
+        return out
+
+
+def _skip_connect(channels: int, stride: int, searching: bool) -> nn.Module:
+    return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, searching)
+
+
+def _pool(pool: nn.Module, channels: int, searching: bool) -> nn.Module:
+    """A pool, followed by a BatchNorm in the supernet only, as DARTS does."""
+    return nn.Sequential(pool, batch_norm(channels, searching)) if searching else pool
+
+
+def _max_pool(channels: int, stride: int, searching: bool) -> nn.Module:
+    return _pool(nn.MaxPool2d(3, stride, padding=1), channels, searching)
+
+
+def _avg_pool(channels: int, stride: int, searching: bool) -> nn.Module:
+    pool = nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
+    return _pool(pool, channels, searching)
+
+
+def _depthwise(channels: int, stride: int, searching: bool, kernel: int, dilation: int) -> nn.Module:
+    """ReLU, depthwise, pointwise, BatchNorm."""
+    padding = dilation * (kernel - 1) // 2
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(
+            channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False
+        ),
+        nn.Conv2d(channels, channels, 1, bias=False),
+        batch_norm(channels, searching),
+    )
+
+
+def _dws_conv(kernel: int) -> OpBuilder:
+    return lambda channels, stride, searching: _depthwise(channels, stride, searching, kernel, 1)
+
+
+def _dil_conv(kernel: int) -> OpBuilder:
+    return lambda channels, stride, searching: _depthwise(channels, stride, searching, kernel, 2)
+
+
+def _sep_conv(kernel: int) -> OpBuilder:
+    return lambda channels, stride, searching: nn.Sequential(
+        _depthwise(channels, stride, searching, kernel, 1), _depthwise(channels, 1, searching, kernel, 1)
+    )
+
+
+def _gshuffle(channels: int, stride: int, searching: bool) -> nn.Module:
+    """ReLU, grouped 1x1, BatchNorm, shuffle, 3x3 depthwise, grouped 1x1, BatchNorm."""
+    groups = math.gcd(channels, SHUFFLE_GROUPS)
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, 1, groups=groups, bias=False),
+        batch_norm(channels, searching),
+        nn.ReLU(),
+        ChannelShuffle(groups),
+        nn.Conv2d(channels, channels, 3, stride, 1, groups=channels, bias=False),
+        nn.Conv2d(channels, channels, 1, groups=groups, bias=False),
+        batch_norm(channels, searching),
+    )
+
+
+OPS: dict[str, OpBuilder] = {
+    "none": lambda channels, stride, searching: Zero(stride),
+    "skip_connect": _skip_connect,
+    "max_pool_3x3": _max_pool,
+    "avg_pool_3x3": _avg_pool,
+    "sep_conv_3x3": _sep_conv(3),
+    "sep_conv_5x5": _sep_conv(5),
+    "dil_conv_3x3": _dil_conv(3),
+    "dil_conv_5x5": _dil_conv(5),
+    "dws_conv_3x3": _dws_conv(3),
+    "dws_conv_5x5": _dws_conv(5),
+    "ghost_3x3": Ghost,
+    "gshuffle_3x3": _gshuffle,
+}
+
+DARTS_OPS = (
+    "none",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+)
+LIGHT_OPS = (
+    "none",
+    "skip_connect",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "dws_conv_3x3",
+    "dws_conv_5x5",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+    "ghost_3x3",
+    "gshuffle_3x3",
+)
+
+
+@functools.cache
+def op_cost(name: str, channels: int, stride: int, side: tuple[int, int]) -> Cost:
+    """Return the cost of an op in a found network, for an input of (channels, *side)."""
+    return measure_cost(build_op(name, channels, stride, searching=False), (channels, *side))
+
+
+def build_op(name: str, channels: int, stride: int, searching: bool) -> nn.Module:
+    """Build the op `name` for `channels` channels.
+
+    Args:
+        name: A key of `OPS`.
+        channels: Channels in and out.
+        stride: 1 or 2.
+        searching: True in the supernet: see `batch_norm`, and pools are followed by one.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    if name not in OPS:
+        raise ValueError(f"op must be one of {', '.join(OPS)}, got {name!r}")
+    return OPS[name](channels, stride, searching)
