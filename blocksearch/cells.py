@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from blocksearch.ops import FactorizedReduce, Zero, batch_norm, build_op
+from blocksearch.relaxation import Gates
 from blocksearch.space import Cell, SearchSpace
 
 
@@ -62,26 +63,28 @@ class MixedCell(nn.Module):
         self.zero = Zero(_stride(0, space.inputs, reduction))
         self.out_channels = space.nodes * channels
 
-    def forward(self, s0: Tensor, s1: Tensor, weight: Tensor, active: list[list[bool]]) -> Tensor:
+    def forward(self, s0: Tensor, s1: Tensor, gates: Gates, kind: int) -> Tensor:
         """Compute the relaxed cell.
 
         Args:
             s0: Output of the cell before the previous, (B, C0, H0, W0).
             s1: Output of the previous cell, (B, C1, H, W).
-            weight: Gate of each op, (E, O).
-            active: For each edge and op whether it runs; the others count as zero.
+            gates: Of all kinds; ops that are not active do not run and count as zero.
+            kind: Which kind this cell is.
 
         Returns:
             (B, N * C, H', W'), all nodes concatenated.
         """
         states = self.inputs(s0, s1)
+        weight = gates.weight[kind]
+        active = None if gates.active is None else gates.active[kind].tolist()
         e = 0
         for node in range(self.space.nodes):
             outputs = []
             for source in range(self.space.inputs + node):
                 for o, op in enumerate(self.edges[e]):  # type: ignore[arg-type]
-                    if active[e][o] and not isinstance(op, Zero):
-                        outputs.append(gate(weight[e, o], op(states[source])))
+                    if not isinstance(op, Zero) and (active is None or active[e][o]):
+                        outputs.append(gates.apply(weight[e, o], op(states[source])))
                 e += 1
             states.append(_sum(outputs) if outputs else self.zero(states[0]))
         return torch.cat(states[self.space.inputs :], dim=1)
@@ -105,7 +108,9 @@ class DiscreteCell(nn.Module):
     ):
         super().__init__()
         self.cell = cell
-        self.inputs = CellInputs(in_channels, channels, halve_first=halve_first, searching=searching)
+        self.inputs = CellInputs(
+            in_channels, channels, halve_first=halve_first, searching=searching
+        )
         self.edges = nn.ModuleList(
             build_op(edge.op, channels, _stride(edge.source, cell.inputs, reduction), searching)
             for node in cell.nodes

@@ -116,7 +116,9 @@ def _avg_pool(channels: int, stride: int, searching: bool) -> nn.Module:
     return _pool(pool, channels, searching)
 
 
-def _depthwise(channels: int, stride: int, searching: bool, kernel: int, dilation: int) -> nn.Module:
+def _depthwise(
+    channels: int, stride: int, searching: bool, kernel: int, dilation: int
+) -> nn.Module:
     """ReLU, depthwise, pointwise, BatchNorm."""
     padding = dilation * (kernel - 1) // 2
     return nn.Sequential(
@@ -139,7 +141,8 @@ def _dil_conv(kernel: int) -> OpBuilder:
 
 def _sep_conv(kernel: int) -> OpBuilder:
     return lambda channels, stride, searching: nn.Sequential(
-        _depthwise(channels, stride, searching, kernel, 1), _depthwise(channels, 1, searching, kernel, 1)
+        _depthwise(channels, stride, searching, kernel, 1),
+        _depthwise(channels, 1, searching, kernel, 1),
     )
 
 

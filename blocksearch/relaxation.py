@@ -16,10 +16,19 @@ class Gates:
     Attributes:
         weight: Multiplier of every op's output, (K, E, O).
         active: Which ops run at all, (K, E, O) bool on the CPU; None runs every op.
+        scale_gradient: Whether the gradient into an op is scaled by its gate, as the chain rule
+            asks; False passes it on unscaled.
     """
 
     weight: Tensor
     active: Tensor | None = None
+    scale_gradient: bool = True
+
+    def apply(self, weight: Tensor, output: Tensor) -> Tensor:
+        """Multiply an op's output (B, C, H, W) by its gate, a scalar."""
+        if self.scale_gradient:
+            return weight * output
+        return weight * output.detach() + output - output.detach()
 
 
 class EnhancedSoftmax(torch.autograd.Function):
@@ -33,9 +42,7 @@ class EnhancedSoftmax(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, alphas: Tensor, tau: float, gamma: float, match_norm: bool
-    ) -> Tensor:
+    def forward(ctx: Any, alphas: Tensor, tau: float, gamma: float, match_norm: bool) -> Tensor:
         """Return softmax(alphas / tau)."""
         p = torch.softmax(alphas / tau, dim=-1)
         ctx.save_for_backward(p)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Any, Self
@@ -128,3 +129,13 @@ class SearchSpace:
                     raise ValueError(f"node {index} has unknown op {edge.op!r}")
                 if not 0 <= edge.source < self.inputs + index:
                     raise ValueError(f"node {index} cannot read state {edge.source}")
+
+    def random_cell(self, generator: random.Random) -> Cell:
+        """Draw a cell: per node `edges_per_node` different sources, each with any op but `none`."""
+        useful = [op for op in self.ops if op != "none"]
+        nodes = []
+        for node in range(self.nodes):
+            count = min(self.edges_per_node, self.inputs + node)
+            sources = sorted(generator.sample(range(self.inputs + node), count))
+            nodes.append(tuple(Edge(source, generator.choice(useful)) for source in sources))
+        return Cell(tuple(nodes), self.inputs)

@@ -80,11 +80,9 @@ class Supernet(nn.Module):
         expected = (len(self.kinds), len(self.space.edges), len(self.space.ops))
         if gates.weight.shape != expected:
             raise ValueError(f"gates must be {expected}, got {tuple(gates.weight.shape)}")
-        active = torch.ones(expected) if gates.active is None else gates.active
-        runs = active.bool().tolist()
         s0 = s1 = self.stem(x)
         for kind, cell in zip(self.kind_of_cell, self.cells, strict=True):
-            s0, s1 = s1, cell(s0, s1, gates.weight[kind], runs[kind])
+            s0, s1 = s1, cell(s0, s1, gates, kind)
         logits: Tensor = self.classifier(s1.mean(dim=(2, 3)))
         return logits
 

@@ -51,7 +51,8 @@ class MobileNetV2:
             round_nearest=4,
             dropout=0.0,
             inverted_residual_setting=[
-                [t, c, n, 2 if i in keep else 1] for i, (t, c, n, _) in enumerate(INVERTED_RESIDUALS)
+                [t, c, n, 2 if i in keep else 1]
+                for i, (t, c, n, _) in enumerate(INVERTED_RESIDUALS)
             ],
         )
         features = model.get_submodule("features")

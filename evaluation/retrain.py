@@ -1,20 +1,17 @@
-"""Retrain networks from scratch on the full train split; the only place that reads the test split."""
+"""Retrain networks from scratch on the full train split; only here the test split is read."""
 
-import functools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import save
 from torch import nn
 
-from evaluation.data import DataConfig, Dataset, load_dataset
+from evaluation.data import worker_dataset
 from evaluation.metrics import MetricsLog
 from evaluation.records import read_json, write_atomic, write_json
-from evaluation.training import TrainConfig, accuracy, train
+from evaluation.training import TrainConfig, TrainingContext, accuracy, seeded_model, train
 
 
 class RetrainConfig(BaseModel):
@@ -28,24 +25,9 @@ class RetrainConfig(BaseModel):
     train: TrainConfig
 
 
-@dataclass(frozen=True)
-class Retraining:
-    """What every retraining of a run has in common; small, since it is sent to the workers."""
-
-    data: DataConfig
-    data_seed: int
-    recipe: TrainConfig
-    device: str
-    metrics: Path
-
-
-@functools.lru_cache(maxsize=1)
-def worker_dataset(config: DataConfig, seed: int, device: str) -> Dataset:
-    """Load a dataset onto a device, once per process."""
-    return load_dataset(config, seed).to(torch.device(device))
-
-
-def retrain(build: Callable[[], nn.Module], seed: int, folder: Path, common: Retraining) -> float:
+def retrain(
+    build: Callable[[], nn.Module], seed: int, folder: Path, context: TrainingContext
+) -> float:
     """Train one network from scratch with one seed and return its test accuracy in [0, 1].
 
     The result stays in `folder` as `seed-<seed>.json`, the weights as
@@ -56,22 +38,22 @@ def retrain(build: Callable[[], nn.Module], seed: int, folder: Path, common: Ret
         build: Returns the network with fresh weights drawn from torch's global generator.
         seed: Of the initial weights, the order of the images and the augmentation.
         folder: Where this network's files go.
-        common: Data, recipe and device.
+        context: Data, recipe and device.
     """
     result = folder / f"seed-{seed}.json"
     if result.exists():
         return float(read_json(result)["test_accuracy"])
-    dataset = worker_dataset(common.data, common.data_seed, common.device)
-    model = seeded_model(build, seed, common.device)
-    log = MetricsLog(common.metrics, "retrain", f"{folder.name}/{seed}")
+    dataset = worker_dataset(context.data, context.data_seed, context.device)
+    model = seeded_model(build, seed, context.device)
+    log = MetricsLog(context.metrics, "retrain", f"{folder.name}/{seed}")
     checkpoint = folder / f"seed-{seed}.ckpt"
     began = time.perf_counter()
     train(
         model,
         dataset.train,
-        common.recipe,
+        context.recipe,
         seed=seed,
-        augment=common.data.augment,
+        augment=context.data.augment,
         checkpoint=checkpoint,
         on_epoch=lambda epoch, loss: log.write(epoch=epoch, loss=loss),
     )
@@ -82,11 +64,3 @@ def retrain(build: Callable[[], nn.Module], seed: int, folder: Path, common: Ret
     checkpoint.unlink(missing_ok=True)
     log.write(test_accuracy=test_accuracy, seconds=time.perf_counter() - began)
     return test_accuracy
-
-
-def seeded_model(build: Callable[[], nn.Module], seed: int, device: str) -> nn.Module:
-    """Build a network whose initial weights depend on `seed` alone, without touching global state."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = build()
-    return model.to(device=device, memory_format=torch.channels_last)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from evaluation.checkpoint import load_checkpoint, save_checkpoint
-from evaluation.data import AugmentConfig, Split, batches
+from evaluation.data import AugmentConfig, DataConfig, Split, batches
 
 EVALUATION_BATCH = 500
 SEEDS_PER_RUN = 1_000_003  # a prime, so that (seed, epoch) pairs do not meet
@@ -30,12 +31,23 @@ class TrainConfig(BaseModel):
     warmup: float = Field(ge=0, lt=1)
 
 
+@dataclass(frozen=True)
+class TrainingContext:
+    """What many trainings of a run have in common; small, since it is sent to the workers."""
+
+    data: DataConfig
+    data_seed: int
+    recipe: TrainConfig
+    device: str
+    metrics: Path
+
+
 class TrainingError(RuntimeError):
     """A training went wrong by itself: the loss is not finite any more."""
 
 
 def cosine(progress: float, warmup: float = 0.0) -> float:
-    """Return the factor on the learning rate at `progress` in [0, 1]: up in a line, down a cosine."""
+    """Return the learning rate's factor at `progress` in [0, 1]: up in a line, down a cosine."""
     if progress < warmup:
         return progress / warmup
     return 0.5 * (1.0 + math.cos(math.pi * (progress - warmup) / (1.0 - warmup)))
@@ -44,6 +56,14 @@ def cosine(progress: float, warmup: float = 0.0) -> float:
 def epoch_generator(seed: int, epoch: int, stream: int = 0) -> torch.Generator:
     """Return the CPU generator of one epoch, so that a resumed run draws as the unbroken one."""
     return torch.Generator().manual_seed((seed * SEEDS_PER_RUN + epoch) * 4 + stream)
+
+
+def seeded_model(build: Callable[[], nn.Module], seed: int, device: str) -> nn.Module:
+    """Build a network whose initial weights depend on `seed` alone; global state stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build()
+    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def train(

@@ -1,0 +1,193 @@
+"""The strategy protocol, what a strategy is built with, and the search loop with its checkpoints."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from blocksearch.relaxation import Gates, one_hot_gates
+from blocksearch.space import Cell, SearchSpace
+from blocksearch.supernet import Supernet
+from evaluation.checkpoint import load_checkpoint, save_checkpoint
+from evaluation.data import AugmentConfig, Split, batches, cycle
+from evaluation.training import EVALUATION_BATCH, TrainingError, cosine, epoch_generator
+
+Batch = tuple[Tensor, Tensor]
+Cells = dict[str, Cell]  # one cell per kind
+
+
+class StrategyConfig(BaseModel):
+    """Base of every strategy's own hyper-parameters: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WeightConfig(BaseModel):
+    """How the supernet's weights learn: SGD with momentum and a cosine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    learning_rate: float = Field(gt=0)
+    learning_rate_end: float = Field(ge=0)
+    momentum: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    grad_clip: float = Field(gt=0)
+
+
+@dataclass(frozen=True)
+class SearchSetup:
+    """What every strategy works on.
+
+    Attributes:
+        supernet: On the device of the data.
+        op_costs: Cost of each op on each edge, (K, E, O), on the same device.
+        weights: How the supernet's weights learn.
+    """
+
+    supernet: Supernet
+    op_costs: Tensor
+    weights: WeightConfig
+
+    @property
+    def space(self) -> SearchSpace:
+        """The search space of the supernet's cells."""
+        return self.supernet.space
+
+    def new_alphas(self, generator: torch.Generator) -> Tensor:
+        """Return fresh logits (K, E, O) near 0, so that every op starts with an equal chance."""
+        noise = torch.randn(self.op_costs.shape, generator=generator)
+        return (1e-3 * noise).to(self.op_costs.device).requires_grad_()
+
+
+class Strategy(Protocol):
+    """One published block-search method: owns one update step and a derivation.
+
+    Built as `Strategy(setup, config, generator)`; all its randomness comes from `generator`, a CPU
+    generator, whose state it must carry in its `state_dict` if it draws after construction.
+    """
+
+    Config: ClassVar[type[StrategyConfig]]
+
+    def __init__(self, setup: SearchSetup, config: Any, generator: torch.Generator) -> None: ...
+
+    def step(self, train: Batch, valid: Batch, progress: float) -> dict[str, Tensor]:
+        """Update weights and alphas once; return scalars to log, `train_loss` among them.
+
+        They stay tensors, so that a step on a GPU needs no synchronisation.
+
+        Args:
+            train: Images (B, C, H, W) and labels (B,) from which weights learn.
+            valid: The same, from which alphas learn.
+            progress: Part of the search that is done, in [0, 1).
+        """
+
+    def architecture(self) -> list[Tensor]:
+        """Return every tensor of architecture logits; each must learn."""
+
+    def derive(self) -> list[Cells]:
+        """Return the cells found so far, best first; deterministic, changes nothing."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a checkpoint must carry."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+
+
+class WeightStep:
+    """The weight half of a bilevel step: cross-entropy on a training batch, SGD on the weights."""
+
+    def __init__(self, supernet: Supernet, config: WeightConfig):
+        self.supernet = supernet
+        self.config = config
+        self.optimizer = torch.optim.SGD(
+            supernet.parameters(),
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+
+    def __call__(self, gates: Gates, batch: Batch, progress: float) -> Tensor:
+        """Update the weights under fixed gates and return the loss before the update."""
+        images, labels = batch
+        low, high = self.config.learning_rate_end, self.config.learning_rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = low + (high - low) * cosine(progress)
+        loss = nn.functional.cross_entropy(self.supernet(images, gates), labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.supernet.parameters(), self.config.grad_clip)
+        self.optimizer.step()
+        return loss.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the weights and the optimizer's state."""
+        return {"supernet": self.supernet.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.supernet.load_state_dict(state["supernet"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def search(
+    strategy: Strategy,
+    train: Split,
+    valid: Split,
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    augment: AugmentConfig,
+    checkpoint: Path | None = None,
+    on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, scalars: None,
+) -> list[Cells]:
+    """Run a strategy for some epochs over `train` and return the cells that it derives.
+
+    Every step sees one batch of `train` and a fresh one of `valid`. A search that finds its
+    checkpoint goes on from it and ends as if it had not stopped.
+
+    Raises:
+        TrainingError: If a logged scalar is not finite any more.
+    """
+    state = load_checkpoint(checkpoint) if checkpoint else None
+    start = 0
+    if state is not None:
+        strategy.load_state_dict(state["strategy"])
+        start = state["epoch"]
+    steps = max(1, len(train) // batch_size)
+    for epoch in range(start, epochs):
+        logged: dict[str, list[Tensor]] = {}
+        train_stream = batches(train, batch_size, epoch_generator(seed, epoch, 0), augment)
+        valid_stream = cycle(valid, batch_size, epoch_generator(seed, epoch, 1), augment)
+        for step, (batch, valid_batch) in enumerate(zip(train_stream, valid_stream, strict=False)):
+            scalars = strategy.step(batch, valid_batch, (epoch + step / steps) / epochs)
+            for name, value in scalars.items():
+                logged.setdefault(name, []).append(value)
+        means = {name: float(torch.stack(values).mean()) for name, values in logged.items()}
+        if not all(math.isfinite(value) for value in means.values()):
+            raise TrainingError(f"the search diverged in epoch {epoch + 1}: {means}")
+        if checkpoint:
+            save_checkpoint(checkpoint, {"strategy": strategy.state_dict(), "epoch": epoch + 1})
+        on_epoch(epoch + 1, means)
+    return strategy.derive()
+
+
+@torch.no_grad()
+def shared_weight_accuracy(supernet: Supernet, cells: Cells, split: Split) -> float:
+    """Return the accuracy in [0, 1] of discrete cells that run on the supernet's weights.
+
+    Weights trained under soft gates rate a one-hot network poorly; it is a score to compare cells
+    of one search, not an estimate of what a retrained network reaches.
+    """
+    gates = one_hot_gates(cells, supernet.space)
+    gates = Gates(gates.weight.to(split.images.device), gates.active)
+    right = torch.zeros((), device=split.images.device)
+    for images, labels in batches(split, EVALUATION_BATCH):
+        right += (supernet(images, gates).argmax(dim=1) == labels).sum()
+    return float(right) / len(split)

@@ -1,0 +1,235 @@
+"""Stage one as the pipeline runs it: every configured search in a worker, then the block library."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from blocksearch.engine import SearchSetup, WeightConfig, search, shared_weight_accuracy
+from blocksearch.library import BlockLibrary, FoundCell
+from blocksearch.ops import DARTS_OPS, LIGHT_OPS, OPS
+from blocksearch.space import Cell, SearchSpace
+from blocksearch.strategies import STRATEGIES
+from blocksearch.supernet import Supernet
+from evaluation.data import DataConfig, Dataset, worker_dataset
+from evaluation.errors import InputError
+from evaluation.metrics import MetricsLog
+from evaluation.parallel import WorkerDied, run_tasks
+from evaluation.records import read_json, write_json
+from evaluation.training import TrainingError
+
+OP_SETS = {"darts": DARTS_OPS, "light": LIGHT_OPS}
+SEED_STRIDE = 1000  # distance between the search seeds of two run seeds
+
+
+class BlockSearchConfig(BaseModel):
+    """The table `blocksearch`: the space, the supernet, and which strategies search it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ops: Literal["light", "darts"] | tuple[str, ...]
+    nodes: int = Field(ge=1, le=6)
+    edges_per_node: int = Field(ge=1)
+    channels: int = Field(ge=4, multiple_of=4)
+    cells: int = Field(ge=2)
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=2)
+    seeds: tuple[int, ...] = Field(min_length=1)
+    complexity_cost: Literal["params", "flops"]
+    weights: WeightConfig
+    strategies: dict[str, dict[str, Any]] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "BlockSearchConfig":
+        unknown = [op for op in self.space.ops if op not in OPS]
+        if unknown:
+            raise ValueError(f"ops: unknown {unknown}; there are {', '.join(OPS)}")
+        self.searches(seed=0)
+        return self
+
+    @property
+    def space(self) -> SearchSpace:
+        """The search space of the cells."""
+        ops = OP_SETS[self.ops] if isinstance(self.ops, str) else self.ops
+        return SearchSpace(ops, self.nodes, edges_per_node=self.edges_per_node)
+
+    def searches(self, seed: int) -> list["Search"]:
+        """Return every search to run: strategies x swept settings x seeds.
+
+        A setting of a strategy that is given as a list is swept, one search per value.
+
+        Raises:
+            ValueError: If a strategy or one of its settings is unknown or out of range.
+        """
+        found = []
+        for strategy, settings in self.strategies.items():
+            if strategy not in STRATEGIES:
+                raise ValueError(
+                    f"strategies: unknown {strategy!r}; there are {', '.join(sorted(STRATEGIES))}"
+                )
+            swept = {key: v if isinstance(v, list) else [v] for key, v in settings.items()}
+            for values in product(*swept.values()):
+                chosen = dict(zip(swept, values, strict=True))
+                try:
+                    STRATEGIES[strategy].Config(**chosen)
+                except ValidationError as error:
+                    first = error.errors()[0]
+                    key = ".".join(str(part) for part in first["loc"])
+                    raise ValueError(f"strategies.{strategy}.{key}: {first['msg']}") from error
+                label = [f"{k}={v}" for k, v in chosen.items() if len(swept[k]) > 1]
+                for own_seed in self.seeds:
+                    name = "-".join([strategy, *label, f"s{own_seed}"])
+                    found.append(
+                        Search(name, strategy, tuple(chosen.items()), seed * SEED_STRIDE + own_seed)
+                    )
+        return found
+
+
+@dataclass(frozen=True)
+class Search:
+    """One block search: a strategy with its settings and seed."""
+
+    name: str
+    strategy: str
+    settings: tuple[tuple[str, Any], ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class SearchContext:
+    """What every search of a run has in common; small, since it is sent to the workers."""
+
+    config: BlockSearchConfig
+    data: DataConfig
+    data_seed: int
+    stages: int
+    device: str
+    folder: Path
+    metrics: Path
+
+
+def build_supernet(config: BlockSearchConfig, dataset: Dataset, stages: int, seed: int) -> Supernet:
+    """Build the supernet on the CPU, its initial weights drawn from `seed` alone.
+
+    Raises:
+        InputError: If it has too few cells for the stages.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return Supernet(
+                config.space,
+                dataset.image_shape,
+                dataset.classes,
+                channels=config.channels,
+                cells=config.cells,
+                stages=stages,
+            )
+    except ValueError as error:
+        raise InputError(f"blocksearch.cells: {error}") from error
+
+
+def run_search(one: Search, context: SearchContext) -> None:
+    """Run one search to its end and leave its cells in `<folder>/<name>.json`.
+
+    A search that diverges leaves its failure there instead.
+    """
+    config = context.config
+    dataset = worker_dataset(context.data, context.data_seed, context.device)
+    device = torch.device(context.device)
+    supernet = build_supernet(config, dataset, context.stages, one.seed)
+    supernet.to(device=device, memory_format=torch.channels_last)
+    setup = SearchSetup(
+        supernet, supernet.op_costs(config.complexity_cost).to(device), config.weights
+    )
+    strategy_class = STRATEGIES[one.strategy]
+    strategy = strategy_class(
+        setup,
+        strategy_class.Config(**dict(one.settings)),
+        torch.Generator().manual_seed(one.seed),
+    )
+    log = MetricsLog(context.metrics, "blocks", one.name)
+    checkpoint = context.folder / f"{one.name}.ckpt"
+    began = time.perf_counter()
+    try:
+        cells = search(
+            strategy,
+            dataset.search_train,
+            dataset.search_valid,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            seed=one.seed,
+            augment=context.data.augment,
+            checkpoint=checkpoint,
+            on_epoch=lambda epoch, scalars: log.write(epoch=epoch, **scalars),
+        )
+    except TrainingError as error:
+        result: dict[str, Any] = {"search": one.name, "failure": str(error)}
+    else:
+        result = {
+            "search": one.name,
+            "candidates": [
+                {
+                    "cells": {kind: cell.to_json() for kind, cell in candidate.items()},
+                    "score": shared_weight_accuracy(supernet, candidate, dataset.search_valid),
+                }
+                for candidate in cells
+            ],
+        }
+    write_json(_result_path(context.folder, one), result)
+    checkpoint.unlink(missing_ok=True)
+    log.write(seconds=time.perf_counter() - began)
+
+
+def search_blocks(
+    context: SearchContext,
+    seed: int,
+    workers: int,
+    say: Callable[[str], None] = lambda line: None,
+) -> BlockLibrary:
+    """Run every search that has no result yet, in workers, and gather the block library.
+
+    Raises:
+        InputError: If not one search came to an end.
+    """
+    searches = context.config.searches(seed)
+    missing = [one for one in searches if not _result_path(context.folder, one).exists()]
+    context.folder.mkdir(parents=True, exist_ok=True)
+    tasks = {one.name: (one, context) for one in missing}
+    for name, result in run_tasks(run_search, tasks, min(workers, max(1, len(tasks)))):
+        if isinstance(result, WorkerDied):
+            raise InputError(f"block search {name}: {result}; is there enough memory?")
+    found = []
+    failures = []
+    for one in searches:
+        path = _result_path(context.folder, one)
+        result = read_json(path)
+        if "failure" in result:
+            failures.append(f"{one.name}: {result['failure']}")
+            say(f"block search {failures[-1]}")
+            continue
+        try:
+            found.extend(_found_cells(result))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{path}: damaged ({error}); delete it to search again") from error
+    if not found:
+        raise InputError("every block search failed: " + "; ".join(failures))
+    dataset_side = worker_dataset(context.data, context.data_seed, context.device).image_shape[1:]
+    return BlockLibrary.from_found(found, dataset_side)
+
+
+def _result_path(folder: Path, one: Search) -> Path:
+    return folder / f"{one.name}.json"
+
+
+def _found_cells(result: dict[str, Any]) -> Iterator[FoundCell]:
+    for candidate in result["candidates"]:
+        for kind, cell in candidate["cells"].items():
+            yield FoundCell(
+                Cell.from_json(cell), kind, str(result["search"]), float(candidate["score"])
+            )

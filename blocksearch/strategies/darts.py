@@ -1,0 +1,73 @@
+"""DARTS, first order. Liu, Simonyan, Yang, 2019. https://arxiv.org/abs/1806.09055.
+
+Every edge computes a softmax-weighted sum of its ops; alphas descend the validation loss, weights
+the training loss, in turns. The first-order form takes the weights as they are for optimal ones.
+Defaults are those of the released code.
+"""
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from blocksearch.engine import Batch, Cells, SearchSetup, StrategyConfig, WeightStep
+from blocksearch.relaxation import Gates, derive_strongest
+
+
+class Darts:
+    """Alternates one Adam step on the alphas with one SGD step on the weights."""
+
+    class Config(StrategyConfig):
+        """Adam on the alphas."""
+
+        alpha_learning_rate: float = Field(default=3e-4, gt=0)
+        alpha_weight_decay: float = Field(default=1e-3, ge=0)
+        alpha_beta1: float = Field(default=0.5, ge=0, lt=1)
+        alpha_beta2: float = Field(default=0.999, ge=0, lt=1)
+
+    def __init__(self, setup: SearchSetup, config: Config, generator: torch.Generator):
+        self.setup = setup
+        self.alphas = setup.new_alphas(generator)
+        self.alpha_optimizer = torch.optim.Adam(
+            [self.alphas],
+            lr=config.alpha_learning_rate,
+            betas=(config.alpha_beta1, config.alpha_beta2),
+            weight_decay=config.alpha_weight_decay,
+        )
+        self.weight_step = WeightStep(setup.supernet, setup.weights)
+
+    def step(self, train: Batch, valid: Batch, progress: float) -> dict[str, Tensor]:
+        """Descend the validation loss in the alphas, then the training loss in the weights."""
+        images, labels = valid
+        gates = Gates(torch.softmax(self.alphas, dim=-1))
+        valid_loss = nn.functional.cross_entropy(self.setup.supernet(images, gates), labels)
+        (self.alphas.grad,) = torch.autograd.grad(valid_loss, [self.alphas])
+        self.alpha_optimizer.step()
+        gates = Gates(torch.softmax(self.alphas.detach(), dim=-1))
+        train_loss = self.weight_step(gates, train, progress)
+        return {"train_loss": train_loss, "valid_loss": valid_loss.detach()}
+
+    def architecture(self) -> list[Tensor]:
+        """Return the alphas, (K, E, O)."""
+        return [self.alphas]
+
+    def derive(self) -> list[Cells]:
+        """Keep the two strongest edges of every node, each with its strongest op but `none`."""
+        p = torch.softmax(self.alphas.detach(), dim=-1)
+        kinds = self.setup.supernet.kinds
+        return [{kind: derive_strongest(p[k], self.setup.space) for k, kind in enumerate(kinds)}]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return alphas, weights and both optimizers."""
+        return {
+            "alphas": self.alphas.detach().clone(),
+            "alpha_optimizer": self.alpha_optimizer.state_dict(),
+            "weights": self.weight_step.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.alphas.data.copy_(state["alphas"])
+        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+        self.weight_step.load_state_dict(state["weights"])

@@ -1,0 +1,60 @@
+"""Random blocks: the twin of a found network whose cells are drawn at random."""
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+
+from blocksearch.space import Cell, SearchSpace
+from netsearch.genome import NetworkSpec
+from netsearch.network import predict_cost
+
+SCALES = tuple(0.25 * 1.06**step for step in range(48))  # 0.25 to 3.9
+WIDTH_STEP = 4
+
+
+def random_twin(
+    spec: NetworkSpec,
+    params: int,
+    space: SearchSpace,
+    image_shape: tuple[int, int, int],
+    classes: int,
+    seed: int,
+) -> tuple[NetworkSpec, dict[str, Cell]]:
+    """Return a network of the same depths with random cells, its widths scaled to `params`.
+
+    Of the uniform scalings of all widths (in multiples of 4 channels) the one with the nearest
+    number of params is taken, on a logarithmic scale.
+
+    Args:
+        spec: The found network.
+        params: Its number of params.
+        space: Where the cells are drawn from, uniformly.
+        image_shape: (C, H, W).
+        classes: Number of classes.
+        seed: Of the cells.
+
+    Returns:
+        The twin, and the cells that it names.
+    """
+    generator = random.Random(seed)
+    names = {name: f"random-{name}" for name in spec.blocks}
+    cells = {name: space.random_cell(generator) for name in names.values()}
+    twin = NetworkSpec(
+        tuple(replace(stage, block=names[stage.block]) for stage in spec.stages),
+        tuple(names[name] for name in spec.reductions),
+    )
+
+    def distance(candidate: NetworkSpec) -> float:
+        return abs(math.log(predict_cost(candidate, cells, image_shape, classes).params / params))
+
+    return min(_scaled(twin), key=distance), cells
+
+
+def _scaled(spec: NetworkSpec) -> Iterator[NetworkSpec]:
+    for scale in SCALES:
+        stages = tuple(
+            replace(stage, channels=max(1, round(stage.channels * scale / WIDTH_STEP)) * WIDTH_STEP)
+            for stage in spec.stages
+        )
+        yield replace(spec, stages=stages)

@@ -1,0 +1,140 @@
+"""NetworkSpec and Stage; the integer genome and its map to a spec and back; bounds."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blocksearch.space import Cell
+
+SMALLEST_SIDE_PX = 8  # resolution halves until it is at most this
+MIN_STAGES = 2
+
+
+def stages_for(image_side: tuple[int, int]) -> int:
+    """Return the number of resolution stages: 32 px -> 3 (32, 16, 8), 8 px -> 2 (8, 4).
+
+    The resolution halves until the shorter side is at most 8 pixels; there are at least two stages.
+    """
+    side, stages = min(image_side), 1
+    while side > SMALLEST_SIDE_PX or stages < MIN_STAGES:
+        side, stages = (side + 1) // 2, stages + 1
+    return stages
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run of equal blocks at one resolution; `channels` is the width C of each."""
+
+    block: str
+    repeats: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """The network that one genome describes: before every stage but the first a reduction block.
+
+    Blocks are named; their cells stand in the block library.
+    """
+
+    stages: tuple[Stage, ...]
+    reductions: tuple[str, ...]
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Names of all blocks used, each once, normal blocks first."""
+        return tuple(dict.fromkeys([stage.block for stage in self.stages] + [*self.reductions]))
+
+    def id(self, cells: Mapping[str, Cell]) -> str:
+        """Hash of the network's structure; it does not depend on the names of the blocks."""
+        structure = [
+            [[cells[s.block].id, s.repeats, s.channels] for s in self.stages],
+            [cells[name].id for name in self.reductions],
+        ]
+        return hashlib.sha256(json.dumps(structure).encode()).hexdigest()[:10]
+
+
+@dataclass(frozen=True)
+class GenomeSpace:
+    """All networks that stage two may choose from.
+
+    A genome holds, for S stages, S depth genes, S width genes, S normal-block genes and S - 1
+    reduction-block genes; each gene is an index into its list of choices.
+
+    Attributes:
+        stages: Number of resolution stages S.
+        depths: Choices for the number of blocks in a stage, ascending.
+        widths: Choices for the width C of a stage, ascending.
+        normal: Names of the normal blocks.
+        reduction: Names of the reduction blocks.
+    """
+
+    stages: int
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
+    normal: tuple[str, ...]
+    reduction: tuple[str, ...]
+
+    @property
+    def choices(self) -> tuple[Sequence[int | str], ...]:
+        """The list that each gene indexes, G of them."""
+        s = self.stages
+        return (
+            *[self.depths] * s,
+            *[self.widths] * s,
+            *[self.normal] * s,
+            *[self.reduction] * (s - 1),
+        )
+
+    @property
+    def size(self) -> int:
+        """Number of networks."""
+        return int(np.prod([len(choice) for choice in self.choices], dtype=object))
+
+    @property
+    def upper(self) -> NDArray[np.int64]:
+        """Largest value of each gene, (G,); the smallest is 0."""
+        return np.array([len(choice) - 1 for choice in self.choices])
+
+    def decode(self, genome: Sequence[int]) -> NetworkSpec:
+        """Return the network of a genome.
+
+        Raises:
+            ValueError: If the genome has another length or a gene is out of bounds.
+        """
+        upper = self.upper
+        if len(genome) != len(upper):
+            raise ValueError(f"a genome has {len(upper)} genes, got {len(genome)}")
+        if any(not 0 <= gene <= top for gene, top in zip(genome, upper, strict=True)):
+            raise ValueError(f"genes must lie in 0..{upper.tolist()}, got {list(genome)}")
+        s = self.stages
+        stages = tuple(
+            Stage(
+                block=self.normal[genome[2 * s + i]],
+                repeats=self.depths[genome[i]],
+                channels=self.widths[genome[s + i]],
+            )
+            for i in range(s)
+        )
+        return NetworkSpec(stages, tuple(self.reduction[gene] for gene in genome[3 * s :]))
+
+    def encode(self, spec: NetworkSpec) -> tuple[int, ...]:
+        """Return the genome of a network of this space.
+
+        Raises:
+            ValueError: If the network is not in the space.
+        """
+        return (
+            *[self.depths.index(stage.repeats) for stage in spec.stages],
+            *[self.widths.index(stage.channels) for stage in spec.stages],
+            *[self.normal.index(stage.block) for stage in spec.stages],
+            *[self.reduction.index(name) for name in spec.reductions],
+        )
+
+    def random(self, generator: np.random.Generator) -> tuple[int, ...]:
+        """Draw a genome uniformly."""
+        return tuple(int(gene) for gene in generator.integers(0, self.upper + 1))

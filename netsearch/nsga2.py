@@ -1,0 +1,211 @@
+"""NSGA-II by pymoo's ask/tell over an archive, and random search in the same space.
+
+Deb, Pratap, Agarwal, Meyarivan, 2002, https://doi.org/10.1109/4235.996017. A search resumes by replay:
+it asks and tells again from its seed and is answered from the archive, so a killed run ends with
+the archive of an unbroken one. Nothing of pymoo's state is ever saved.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pymoo.algorithms.moo.nsga2 import NSGA2
+from pymoo.core.evaluator import Evaluator as PymooEvaluator
+from pymoo.core.mutation import Mutation
+from pymoo.core.problem import Problem
+from pymoo.core.sampling import Sampling
+from pymoo.core.termination import NoTermination
+from pymoo.operators.crossover.ux import UX
+from pymoo.problems.static import StaticProblem
+
+from evaluation.pareto import objectives
+from evaluation.records import Archive
+from evaluation.training import TrainConfig
+from netsearch.estimate import Evaluator, Genome
+
+FAILED_ERROR = 1.0  # told to pymoo for a failed candidate; it never enters the archive
+TRIES_PER_SAMPLE = 1000
+MAX_BARREN_GENERATIONS = 50
+
+
+class NetSearchConfig(BaseModel):
+    """The table `netsearch`: the space, the budgets, NSGA-II, and the proxy training."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    depths: tuple[int, ...] = Field(min_length=1)
+    widths: tuple[int, ...] = Field(min_length=1)
+    max_params: int | None = Field(ge=1)
+    max_flops: int | None = Field(ge=1)
+    costs: tuple[Literal["params", "flops"], ...] = Field(min_length=1)
+    population: int = Field(ge=4)
+    evaluations: int = Field(ge=4)
+    crossover: float = Field(ge=0, le=1)
+    mutation: float | None = Field(gt=0, le=1)
+    random_search: bool
+    train: TrainConfig
+
+    @field_validator("depths", "widths")
+    @classmethod
+    def _ascending(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        if list(values) != sorted(set(values)) or values[0] < 1:
+            raise ValueError(f"expected distinct positive numbers in ascending order, got {values}")
+        return values
+
+    @field_validator("widths")
+    @classmethod
+    def _multiples_of_4(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        if any(value % 4 for value in values):
+            raise ValueError(f"expected multiples of 4, as grouped ops need them, got {values}")
+        return values
+
+
+def nsga2(
+    evaluator: Evaluator,
+    archive: Archive,
+    config: NetSearchConfig,
+    seed: int,
+    say: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Search until `config.evaluations` networks are evaluated, all of them in `archive`.
+
+    Candidates over a hard budget are told to pymoo as violated constraints and never trained.
+
+    Args:
+        evaluator: Evaluates genomes into the archive.
+        archive: May hold records of an earlier, killed search with the same seed.
+        config: Size of the population, operators, number of evaluations.
+        seed: Of pymoo's random state.
+        say: Called with a line when the space is exhausted.
+    """
+    problem = Problem(
+        n_var=len(evaluator.space.upper),
+        n_obj=1 + len(config.costs),
+        n_ieq_constr=1,
+        xl=0,
+        xu=evaluator.space.upper,
+        vtype=int,
+    )
+    algorithm = NSGA2(
+        pop_size=config.population,
+        sampling=FeasibleSampling(evaluator),
+        crossover=UX(prob=config.crossover),
+        mutation=RandomReset(prob_var=config.mutation or 1.0 / problem.n_var),
+        eliminate_duplicates=True,
+    )
+    algorithm.setup(problem, termination=NoTermination(), seed=seed, verbose=False)
+    seen: set[str] = set()
+    barren = 0
+    while len(seen) < config.evaluations:
+        offspring = algorithm.ask()
+        if offspring is None or len(offspring) == 0 or barren == MAX_BARREN_GENERATIONS:
+            say(f"the space is exhausted after {len(seen)} networks")
+            return
+        genomes = [_genome(row) for row in offspring.get("X")]
+        new = {evaluator.id(g): g for g in genomes if evaluator.fits(g)}
+        new = {id: genome for id, genome in new.items() if id not in seen}
+        barren = 0 if new else barren + 1
+        left = config.evaluations - len(seen)
+        evaluator.evaluate(list(new.values())[:left], archive)
+        seen.update(list(new)[:left])
+        if len(seen) < config.evaluations:
+            _tell(algorithm, offspring, problem, genomes, evaluator, archive, config)
+
+
+def random_search(
+    evaluator: Evaluator,
+    archive: Archive,
+    evaluations: int,
+    seed: int,
+) -> None:
+    """Evaluate distinct networks drawn uniformly from those that keep the hard budgets."""
+    generator = np.random.default_rng(seed)
+    chosen: dict[str, Genome] = {}
+    for _ in range(evaluations * TRIES_PER_SAMPLE):
+        if len(chosen) == evaluations:
+            break
+        genome = evaluator.space.random(generator)
+        if evaluator.fits(genome):
+            chosen.setdefault(evaluator.id(genome), genome)
+    evaluator.evaluate(list(chosen.values()), archive)
+
+
+def _tell(
+    algorithm: Any,
+    offspring: Any,
+    problem: Problem,
+    genomes: list[Genome],
+    evaluator: Evaluator,
+    archive: Archive,
+    config: NetSearchConfig,
+) -> None:
+    """Tell pymoo objectives and violations, all of them finite: one NaN would poison its sort."""
+    rows, violations = [], []
+    for genome in genomes:
+        record = archive.get(evaluator.id(genome))
+        cost = evaluator.cost(genome)
+        counts = {"params": cost.params, "flops": cost.flops}
+        error, violation = FAILED_ERROR, 1.0
+        if record is None:
+            violation = evaluator.limits.excess(cost)
+        elif record.valid_accuracy is not None:
+            error, violation = objectives(record, config.costs)[0], 0.0
+        # The logarithm keeps the order and spreads the front evenly over factors of size.
+        rows.append([error, *(math.log(counts[name]) for name in config.costs)])
+        violations.append([violation])
+    told, constraint = np.array(rows), np.array(violations)
+    assert np.isfinite(told).all() and np.isfinite(constraint).all()
+    PymooEvaluator().eval(StaticProblem(problem, F=told, G=constraint), offspring)
+    algorithm.tell(infills=offspring)
+
+
+def _genome(row: NDArray[np.int64]) -> Genome:
+    return tuple(int(gene) for gene in row)
+
+
+class FeasibleSampling(Sampling):  # type: ignore[misc]
+    """Draws genomes uniformly from those within the hard budgets, as far as that can be done."""
+
+    def __init__(self, evaluator: Evaluator):
+        super().__init__()
+        self.evaluator = evaluator
+
+    def _do(
+        self, problem: Problem, n_samples: int, *args: Any, random_state: Any = None, **kwargs: Any
+    ) -> NDArray[np.int64]:
+        chosen: dict[Genome, bool] = {}
+        spare: list[Genome] = []
+        for _ in range(n_samples * TRIES_PER_SAMPLE):
+            genome = self.evaluator.space.random(random_state)
+            if self.evaluator.fits(genome):
+                chosen[genome] = True
+            elif len(spare) < n_samples:
+                spare.append(genome)
+            if len(chosen) == n_samples:
+                break
+        return np.array([*chosen, *spare][:n_samples])
+
+
+class RandomReset(Mutation):  # type: ignore[misc]
+    """Gives each gene, with probability `prob_var`, a new uniform value other than its own.
+
+    Block genes are categories, so a creeping mutation such as rounded polynomial mutation, which
+    leaves most small integers where they are, would hardly explore them.
+    """
+
+    def _do(
+        self,
+        problem: Problem,
+        X: NDArray[np.int64],
+        *args: Any,
+        random_state: Any = None,
+        **kwargs: Any,
+    ) -> NDArray[np.int64]:
+        top = np.broadcast_to(problem.xu, X.shape).astype(np.int64)
+        step = random_state.integers(1, np.maximum(top, 1) + 1)
+        hit = random_state.random(X.shape) < self.prob_var.get()
+        mutated: NDArray[np.int64] = np.where(hit & (top > 0), (X + step) % (top + 1), X)
+        return mutated
