@@ -1,4 +1,4 @@
-"""The strategy protocol, what a strategy is built with, and the search loop with its checkpoints."""
+"""The strategy protocol, what a strategy is built with, and the search loop with checkpoints."""
 
 import math
 from collections.abc import Callable

@@ -107,17 +107,15 @@ class BlockLibrary:
         blocks = []
         for kind in KINDS:
             same_kind = [group for (k, _), group in unique.items() if k == kind]
-            costs = {g[0].cell: reference_cost(g[0].cell, kind, image_side) for g in same_kind}
-            same_kind.sort(
-                key=lambda g: (costs[g[0].cell].params, costs[g[0].cell].flops, g[0].cell.id)
-            )
-            for number, group in enumerate(same_kind, start=1):
+            measured = [(reference_cost(g[0].cell, kind, image_side), g) for g in same_kind]
+            measured.sort(key=lambda pair: (pair[0].params, pair[0].flops, pair[1][0].cell.id))
+            for number, (cost, group) in enumerate(measured, start=1):
                 blocks.append(
                     Block(
                         name=f"{kind}-{number}",
                         cell=group[0].cell,
                         kind=kind,
-                        cost=costs[group[0].cell],
+                        cost=cost,
                         score=max(one.score for one in group),
                         searches=tuple(one.search for one in group),
                     )

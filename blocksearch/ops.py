@@ -3,8 +3,8 @@
 Every op keeps the number of channels and divides the resolution by its stride (1 or 2). The DARTS
 set follows Liu, Simonyan, Yang (2019), https://arxiv.org/abs/1806.09055. The light set
 (`dws_*`, `ghost_3x3`, `gshuffle_3x3`) is our reconstruction of the light-weight space of DLW-NAS
-(Li et al. 2022, https://doi.org/10.1007/s12559-022-10046-y), whose text we could not read; it draws on
-GhostNet and ShuffleNet, which that paper cites.
+(Li et al. 2022, https://doi.org/10.1007/s12559-022-10046-y), whose text we could not read; it draws
+on GhostNet and ShuffleNet.
 """
 
 import functools
@@ -132,7 +132,7 @@ def _depthwise(
 
 
 def _dws_conv(kernel: int) -> OpBuilder:
-    return lambda channels, stride, searching: _depthwise(channels, stride, searching, kernel, 1)
+    return lambda channels, stride, searching: _depthwise(channels, stride, searching, kernel)
 
 
 def _dil_conv(kernel: int) -> OpBuilder:
@@ -141,8 +141,8 @@ def _dil_conv(kernel: int) -> OpBuilder:
 
 def _sep_conv(kernel: int) -> OpBuilder:
     return lambda channels, stride, searching: nn.Sequential(
-        _depthwise(channels, stride, searching, kernel, 1),
-        _depthwise(channels, 1, searching, kernel, 1),
+        _depthwise(channels, stride, searching, kernel),
+        _depthwise(channels, 1, searching, kernel),
     )
 
 

@@ -1,4 +1,4 @@
-"""Stage one as the pipeline runs it: every configured search in a worker, then the block library."""
+"""Stage one as the pipeline runs it: every configured search in a worker, then the library."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""SearchSpace, Edge and Cell (a genotype): plain data with validation, canonical id and JSON; no torch."""
+"""SearchSpace, Edge and Cell (a genotype): plain, validated data; canonical id; JSON; no torch."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Checkpoints: a dict of tensors and plain values, written whole or not at all, read without pickle."""
+"""Checkpoints: tensors and plain values, written whole or not at all, read without pickle."""
 
 import io
 import pickle

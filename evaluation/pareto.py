@@ -65,21 +65,38 @@ def pareto_set(
     return sorted(front, key=lambda r: objectives(r, costs)[::-1])
 
 
-def hypervolume(
-    records: Sequence[ModelRecord], reference: Sequence[float], costs: Sequence[str] = ("params",)
-) -> float:
-    """Return the share of the box from 0 to `reference` that the records dominate, in [0, 1].
+@dataclass(frozen=True)
+class Box:
+    """The box in which hypervolume is measured, fixed before a search so that runs compare.
 
-    Args:
-        records: Evaluated networks; failed ones count for nothing.
-        reference: Worst error and worst of each cost, fixed before the search.
-        costs: Names of the costs, in the order of `reference[1:]`.
+    The error runs from 0 to `worst_error`, each cost on a logarithmic axis from its least value to
+    its reference: the area as one sees it in the picture of the front.
+
+    Attributes:
+        worst_error: The error of guessing the most frequent class, or 1 - 1 / classes.
+        least: Least value of each cost in the space.
+        reference: Reference value of each cost: the hard budget, or the space's largest.
+        costs: Names of the costs.
     """
-    points = [objectives(r, costs) for r in records if r.valid_accuracy is not None]
-    if not points:
-        return 0.0
-    scaled = np.array(points) / np.asarray(reference, dtype=np.float64)
-    return float(HV(ref_point=np.ones(scaled.shape[1]))(scaled))
+
+    worst_error: float
+    least: tuple[float, ...]
+    reference: tuple[float, ...]
+    costs: tuple[str, ...] = ("params",)
+
+    def hypervolume(self, records: Sequence[ModelRecord]) -> float:
+        """Return the share of the box that the records dominate, in [0, 1].
+
+        Failed records, and those outside the box, count for nothing.
+        """
+        alive = [objectives(r, self.costs) for r in records if r.valid_accuracy is not None]
+        if not alive:
+            return 0.0
+        points = np.array(alive)
+        span = np.log(np.array(self.reference) / np.array(self.least))
+        points[:, 0] /= self.worst_error
+        points[:, 1:] = np.log(points[:, 1:] / np.array(self.least)) / np.maximum(span, 1e-12)
+        return float(HV(ref_point=np.ones(points.shape[1]))(points))
 
 
 @dataclass(frozen=True)
@@ -92,7 +109,7 @@ class Budgets:
     min_accuracy: float | None = None
 
     def excess(self, record: ModelRecord) -> float:
-        """Return how far the record is beyond the budgets, 0 when it fits: the largest relative excess.
+        """Return the largest relative excess over a budget, 0 when the record fits all.
 
         A record without a measured latency does not fit any latency budget.
         """

@@ -1,4 +1,4 @@
-"""NetworkSpec -> ModelRecord: hard budgets from exact counts first, then accuracy by proxy training."""
+"""NetworkSpec -> ModelRecord: hard budgets from exact counts, then accuracy by proxy training."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence

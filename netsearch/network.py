@@ -1,7 +1,7 @@
 """NetworkSpec + cells -> `nn.Module`, and its exact cost without building it whole."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -133,29 +133,38 @@ def predict_cost(
     return total + Cost(params=(last + 1) * classes, flops=last * classes)
 
 
-def smallest(
+def extreme_costs(
     space: GenomeSpace,
     cells: Mapping[str, Cell],
     image_shape: tuple[int, int, int],
     classes: int,
-) -> tuple[int, int]:
-    """Return the fewest params and the fewest FLOPs that a network of the space has.
+) -> tuple[Cost, Cost]:
+    """Return the least and the largest params and FLOPs that a network of the space has.
 
-    Costs grow with every depth and width, so both stand among the networks of least depth and
-    width; over the choice of blocks the search is exhaustive, stage by stage, since a block
-    changes nothing outside itself.
+    The two counts of one answer may belong to two networks. Costs grow with every depth and width,
+    so the extremes stand at the ends of those genes; a block changes no count outside itself, so
+    its gene is settled by itself.
     """
-    least = [0] * len(space.upper)
-    params, flops = [0] * len(least), [0] * len(least)
-    for gene in range(2 * space.stages, len(least)):
-        costs = []
-        for value in range(int(space.upper[gene]) + 1):
-            genome = [*least[:gene], value, *least[gene + 1 :]]
-            costs.append(predict_cost(space.decode(genome), cells, image_shape, classes))
-        params[gene] = min(range(len(costs)), key=lambda v: costs[v].params)
-        flops[gene] = min(range(len(costs)), key=lambda v: costs[v].flops)
-    fewest_params = predict_cost(space.decode(params), cells, image_shape, classes).params
-    return fewest_params, predict_cost(space.decode(flops), cells, image_shape, classes).flops
+
+    def settle(start: list[int], better: Callable[[Iterable[int]], int], count: str) -> int:
+        best = []
+        for gene, top in enumerate(space.upper):
+            values = range(int(top) + 1) if gene >= 2 * space.stages else [start[gene]]
+            costs = [cost([*start[:gene], value, *start[gene + 1 :]], count) for value in values]
+            best.append(values[costs.index(better(costs))])
+        return cost(best, count)
+
+    def cost(genome: Sequence[int], count: str) -> int:
+        whole = predict_cost(space.decode(genome), cells, image_shape, classes)
+        return {"params": whole.params, "flops": whole.flops}[count]
+
+    ends = 2 * space.stages
+    low = [0] * len(space.upper)
+    high = [int(top) if gene < ends else 0 for gene, top in enumerate(space.upper)]
+    return (
+        Cost(settle(low, min, "params"), settle(low, min, "flops")),
+        Cost(settle(high, max, "params"), settle(high, max, "flops")),
+    )
 
 
 def _stem(in_channels: int, spec: NetworkSpec) -> nn.Sequential:

@@ -1,8 +1,8 @@
 """NSGA-II by pymoo's ask/tell over an archive, and random search in the same space.
 
-Deb, Pratap, Agarwal, Meyarivan, 2002, https://doi.org/10.1109/4235.996017. A search resumes by replay:
-it asks and tells again from its seed and is answered from the archive, so a killed run ends with
-the archive of an unbroken one. Nothing of pymoo's state is ever saved.
+Deb, Pratap, Agarwal, Meyarivan, 2002, https://doi.org/10.1109/4235.996017. A search resumes by
+replay: it asks and tells again from its seed and is answered from the archive, so a killed run ends
+with the archive of an unbroken one. Nothing of pymoo's state is ever saved.
 """
 
 import math
