@@ -72,6 +72,7 @@ class Strategy(Protocol):
     """
 
     Config: ClassVar[type[StrategyConfig]]
+    supernet: Supernet
 
     def __init__(self, setup: SearchSetup, config: Any, generator: torch.Generator) -> None: ...
 

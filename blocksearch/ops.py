@@ -117,7 +117,7 @@ def _avg_pool(channels: int, stride: int, searching: bool) -> nn.Module:
 
 
 def _depthwise(
-    channels: int, stride: int, searching: bool, kernel: int, dilation: int
+    channels: int, stride: int, searching: bool, kernel: int, dilation: int = 1
 ) -> nn.Module:
     """ReLU, depthwise, pointwise, BatchNorm."""
     padding = dilation * (kernel - 1) // 2

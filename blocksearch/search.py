@@ -10,7 +10,13 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from blocksearch.engine import SearchSetup, WeightConfig, search, shared_weight_accuracy
+from blocksearch.engine import (
+    SearchSetup,
+    Strategy,
+    WeightConfig,
+    search,
+    shared_weight_accuracy,
+)
 from blocksearch.library import BlockLibrary, FoundCell
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS, OPS
 from blocksearch.space import Cell, SearchSpace
@@ -134,6 +140,25 @@ def build_supernet(config: BlockSearchConfig, dataset: Dataset, stages: int, see
         raise InputError(f"blocksearch.cells: {error}") from error
 
 
+def make_strategy(
+    one: Search, config: BlockSearchConfig, dataset: Dataset, stages: int, device: str
+) -> Strategy:
+    """Return the strategy of a search, with its supernet, on a device and ready for its first step.
+
+    Raises:
+        InputError: If the supernet has too few cells for the stages.
+    """
+    supernet = build_supernet(config, dataset, stages, one.seed)
+    supernet.to(device=device, memory_format=torch.channels_last)
+    op_costs = supernet.op_costs(config.complexity_cost).to(device)
+    strategy = STRATEGIES[one.strategy]
+    return strategy(
+        SearchSetup(supernet, op_costs, config.weights),
+        strategy.Config(**dict(one.settings)),
+        torch.Generator().manual_seed(one.seed),
+    )
+
+
 def run_search(one: Search, context: SearchContext) -> None:
     """Run one search to its end and leave its cells in `<folder>/<name>.json`.
 
@@ -141,18 +166,7 @@ def run_search(one: Search, context: SearchContext) -> None:
     """
     config = context.config
     dataset = worker_dataset(context.data, context.data_seed, context.device)
-    device = torch.device(context.device)
-    supernet = build_supernet(config, dataset, context.stages, one.seed)
-    supernet.to(device=device, memory_format=torch.channels_last)
-    setup = SearchSetup(
-        supernet, supernet.op_costs(config.complexity_cost).to(device), config.weights
-    )
-    strategy_class = STRATEGIES[one.strategy]
-    strategy = strategy_class(
-        setup,
-        strategy_class.Config(**dict(one.settings)),
-        torch.Generator().manual_seed(one.seed),
-    )
+    strategy = make_strategy(one, config, dataset, context.stages, context.device)
     log = MetricsLog(context.metrics, "blocks", one.name)
     checkpoint = context.folder / f"{one.name}.ckpt"
     began = time.perf_counter()
@@ -171,16 +185,15 @@ def run_search(one: Search, context: SearchContext) -> None:
     except TrainingError as error:
         result: dict[str, Any] = {"search": one.name, "failure": str(error)}
     else:
-        result = {
-            "search": one.name,
-            "candidates": [
-                {
-                    "cells": {kind: cell.to_json() for kind, cell in candidate.items()},
-                    "score": shared_weight_accuracy(supernet, candidate, dataset.search_valid),
-                }
-                for candidate in cells
-            ],
-        }
+        valid, supernet = dataset.search_valid, strategy.supernet
+        candidates = [
+            {
+                "cells": {kind: cell.to_json() for kind, cell in candidate.items()},
+                "score": shared_weight_accuracy(supernet, candidate, valid),
+            }
+            for candidate in cells
+        ]
+        result = {"search": one.name, "candidates": candidates}
     write_json(_result_path(context.folder, one), result)
     checkpoint.unlink(missing_ok=True)
     log.write(seconds=time.perf_counter() - began)

@@ -1,1 +1,60 @@
-"""One complete, commented YAML file per experiment; a package so that an installed copy finds them."""
+"""One complete, commented YAML file per experiment; and how such a file is found and read.
+
+A package, so that an installed copy finds its files too.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evaluation.errors import InputError
+
+FOLDER = Path(__file__).parent
+
+
+def read_config(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a config file as plain data and apply `key=value` changes.
+
+    A file that is not there is looked up by its name among those of this package.
+
+    Args:
+        path: The YAML file.
+        changes: Each `table.key=value`, the value as in YAML.
+
+    Raises:
+        InputError: If the file cannot be read, or a change has another form.
+    """
+    if not path.exists() and (FOLDER / path.name).exists():
+        path = FOLDER / path.name
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        names = ", ".join(sorted(p.name for p in FOLDER.glob("*.yaml")))
+        raise InputError(f"{path}: expected a config file; there are {names} ({error})") from error
+    data = _parse(text, str(path))
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: expected tables of keys and values, got {type(data).__name__}")
+    for change in changes:
+        _apply(data, change)
+    return data
+
+
+def _apply(data: dict[str, Any], change: str) -> None:
+    key, equals, value = change.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {change}: expected key=value")
+    *tables, last = key.split(".")
+    for name in tables:
+        data = data.setdefault(name, {})
+        if not isinstance(data, dict):
+            raise InputError(f"--set {change}: {name} is a value, not a table")
+    data[last] = _parse(value, f"--set {change}")
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where}: not YAML: {' '.join(str(error).split())}") from error

@@ -1,1 +1,1 @@
-"""Performance estimation: how good and how costly is this `nn.Module`? Imports no sibling package."""
+"""Performance estimation: how good and how costly is this `nn.Module`? Imports no sibling."""

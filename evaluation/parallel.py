@@ -73,7 +73,7 @@ def _parallel(
     )
     results: Iterator[tuple[K, R]] = parallel(
         joblib.delayed(_call)(os.getpid(), threads, key, function, arguments)
-        for key, arguments in tasks.items()
+        for key, arguments in list(tasks.items())  # a copy: dispatch goes on while results come
     )
     return results
 

@@ -1,7 +1,9 @@
 """Pareto set, hypervolume, and the choice of one model by budget. Every objective is minimised."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,12 +42,11 @@ def non_dominated(points: NDArray[np.float64]) -> NDArray[np.bool_]:
     Returns:
         Mask (N,).
     """
-    finite = ~np.isnan(points).any(axis=1)
-    no_worse = (points[:, None] <= points[None]).all(axis=2)  # (N, N): row against column
-    better = (points[:, None] < points[None]).any(axis=2)
-    dominated = (no_worse & better & finite[:, None]).any(axis=0)
-    mask: NDArray[np.bool_] = finite & ~dominated
-    return mask
+    finite = ~np.any(np.isnan(points), axis=1)
+    no_worse = np.all(points[:, None] <= points[None], axis=2)  # (N, N): row against column
+    better = np.any(points[:, None] < points[None], axis=2)
+    dominated = np.any(no_worse & better & finite[:, None], axis=0)
+    return np.asarray(finite & ~dominated)
 
 
 def pareto_set(
@@ -84,6 +85,22 @@ class Box:
     reference: tuple[float, ...]
     costs: tuple[str, ...] = ("params",)
 
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Box":
+        """Rebuild from the fields as JSON holds them."""
+        lists = {name: tuple(data[name]) for name in ("least", "reference", "costs")}
+        return cls(worst_error=float(data["worst_error"]), **lists)
+
+    def describe(self) -> str:
+        """Say in a sentence where the reference point lies."""
+        ends = zip(self.costs, self.least, self.reference, strict=True)
+        axes = ", ".join(f"{name} {low:,.0f} to {high:,.0f}" for name, low, high in ends)
+        return (
+            f"The box, fixed before the search: validation error 0 to {self.worst_error:.3f} "
+            f"(guessing), and on a logarithmic axis {axes} (the space's least, and the budget or "
+            "the space's largest)."
+        )
+
     def hypervolume(self, records: Sequence[ModelRecord]) -> float:
         """Return the share of the box that the records dominate, in [0, 1].
 
@@ -97,6 +114,24 @@ class Box:
         points[:, 0] /= self.worst_error
         points[:, 1:] = np.log(points[:, 1:] / np.array(self.least)) / np.maximum(span, 1e-12)
         return float(HV(ref_point=np.ones(points.shape[1]))(points))
+
+
+def spread(records: Sequence[ModelRecord], count: int) -> list[ModelRecord]:
+    """Return at most `count` records, spread evenly over the logarithm of params.
+
+    The cheapest and the most accurate are always among them; the order is by params.
+    """
+    ordered = sorted(records, key=lambda r: (r.cost.params, r.id))
+    if len(ordered) <= count:
+        return ordered
+    best = max(ordered, key=lambda r: (r.valid_accuracy or 0.0, -r.cost.params))
+    chosen = [best] if count == 1 else [ordered[0], best]
+    low, high = math.log(ordered[0].cost.params), math.log(ordered[-1].cost.params)
+    for target in np.linspace(low, high, count):
+        left = [r for r in ordered if r not in chosen]
+        if len(chosen) < count:
+            chosen.append(min(left, key=lambda r: abs(math.log(r.cost.params) - target)))
+    return sorted(chosen, key=lambda r: (r.cost.params, r.id))
 
 
 @dataclass(frozen=True)

@@ -91,8 +91,8 @@ class ModelRecord:
             raise ValueError(f"not a model record: {error}") from error
         if not isinstance(record.id, str) or not isinstance(record.cost.params, int):
             raise ValueError(f"not a model record: id {record.id!r}, params {record.cost.params!r}")
-        if (record.valid_accuracy is None) == (record.failure is None) and record.genome:
-            raise ValueError("a record has either a valid_accuracy or a failure")
+        if record.genome and record.valid_accuracy is None and record.failure is None:
+            raise ValueError("a record has a valid_accuracy or a failure")
         return record
 
 

@@ -1,7 +1,8 @@
 """Retrain networks from scratch on the full train split; only here the test split is read."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,7 +11,8 @@ from torch import nn
 
 from evaluation.data import worker_dataset
 from evaluation.metrics import MetricsLog
-from evaluation.records import read_json, write_atomic, write_json
+from evaluation.parallel import run_tasks
+from evaluation.records import ModelRecord, read_json, write_atomic, write_json
 from evaluation.training import TrainConfig, TrainingContext, accuracy, seeded_model, train
 
 
@@ -25,20 +27,74 @@ class RetrainConfig(BaseModel):
     train: TrainConfig
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A network to retrain: what is known of it, how to build it, and its folder in the run."""
+
+    folder: str
+    record: ModelRecord
+    build: Callable[[], nn.Module]
+
+
+def retrain_all(
+    trials: Sequence[Trial],
+    config: RetrainConfig,
+    out: Path,
+    context: TrainingContext,
+    workers: int,
+) -> list[ModelRecord]:
+    """Retrain every network with every seed in workers, and leave a `record.json` for each.
+
+    The weights of the first seed are kept, not those of the best: the test split chooses nothing.
+
+    Returns:
+        The records with their test accuracies; with a failure where a training went wrong.
+    """
+    tasks = {
+        (trial, seed): (
+            trial.build,
+            seed,
+            out / trial.folder / trial.record.id,
+            context,
+            seed == config.seeds[0],
+        )
+        for trial in trials
+        for seed in config.seeds
+    }
+    results = dict(run_tasks(retrain, tasks, workers))
+    records = []
+    for trial in trials:
+        accuracies = [results[trial, seed] for seed in config.seeds]
+        good = tuple(a for a in accuracies if isinstance(a, float))
+        if len(good) == len(accuracies):
+            record = trial.record.retrained(good, config.seeds)
+        else:
+            reason = next(str(a) for a in accuracies if not isinstance(a, float))
+            record = replace(trial.record, failure=f"retraining: {reason}")
+        write_json(out / trial.folder / record.id / "record.json", record.to_json())
+        records.append(record)
+    return records
+
+
 def retrain(
-    build: Callable[[], nn.Module], seed: int, folder: Path, context: TrainingContext
-) -> float:
+    build: Callable[[], nn.Module],
+    seed: int,
+    folder: Path,
+    context: TrainingContext,
+    keep_weights: bool,
+) -> float | str:
     """Train one network from scratch with one seed and return its test accuracy in [0, 1].
 
-    The result stays in `folder` as `seed-<seed>.json`, the weights as
-    `weights-seed-<seed>.safetensors`; a retraining that finds its result returns it, one that
-    finds its checkpoint goes on from there.
+    The result stays in `folder` as `seed-<seed>.json`; a retraining that finds its result returns
+    it, one that finds its checkpoint goes on from there. One that diverges or runs out of memory
+    returns the reason instead, and leaves no result.
 
     Args:
         build: Returns the network with fresh weights drawn from torch's global generator.
         seed: Of the initial weights, the order of the images and the augmentation.
         folder: Where this network's files go.
         context: Data, recipe and device.
+        keep_weights: Whether to leave the weights as `weights.safetensors`.
     """
     result = folder / f"seed-{seed}.json"
     if result.exists():
@@ -48,18 +104,22 @@ def retrain(
     log = MetricsLog(context.metrics, "retrain", f"{folder.name}/{seed}")
     checkpoint = folder / f"seed-{seed}.ckpt"
     began = time.perf_counter()
-    train(
-        model,
-        dataset.train,
-        context.recipe,
-        seed=seed,
-        augment=context.data.augment,
-        checkpoint=checkpoint,
-        on_epoch=lambda epoch, loss: log.write(epoch=epoch, loss=loss),
-    )
-    test_accuracy = accuracy(model, dataset.test)
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    write_atomic(folder / f"weights-seed-{seed}.safetensors", save(state))
+    try:
+        train(
+            model,
+            dataset.train,
+            context.recipe,
+            seed=seed,
+            augment=context.data.augment,
+            checkpoint=checkpoint,
+            on_epoch=lambda epoch, loss: log.write(epoch=epoch, loss=loss),
+        )
+        test_accuracy = accuracy(model, dataset.test)
+    except (RuntimeError, MemoryError) as error:
+        return f"{type(error).__name__}: {error}"
+    if keep_weights:
+        state = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
+        write_atomic(folder / "weights.safetensors", save(state))
     write_json(result, {"seed": seed, "test_accuracy": test_accuracy})
     checkpoint.unlink(missing_ok=True)
     log.write(test_accuracy=test_accuracy, seconds=time.perf_counter() - began)

@@ -1,4 +1,4 @@
-"""Random blocks: the twin of a found network whose cells are drawn at random."""
+"""Baselines of a found network with about its params: random blocks, and a ready-made network."""
 
 import math
 import random
@@ -6,11 +6,41 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from blocksearch.space import Cell, SearchSpace
+from evaluation.baselines import mobilenet_near
+from evaluation.records import ModelRecord
+from evaluation.retrain import Trial
 from netsearch.genome import NetworkSpec
-from netsearch.network import predict_cost
+from netsearch.network import builder, predict_cost
 
 SCALES = tuple(0.25 * 1.06**step for step in range(48))  # 0.25 to 3.9
 WIDTH_STEP = 4
+
+
+RANDOM_BLOCKS, READY_MADE = "random blocks", "MobileNetV2 (torchvision)"
+FOLDERS = {"baselines/random_blocks": RANDOM_BLOCKS, "baselines/mobilenet_v2": READY_MADE}
+
+
+def baseline_trials(
+    record: ModelRecord,
+    spec: NetworkSpec,
+    space: SearchSpace,
+    image_shape: tuple[int, int, int],
+    classes: int,
+    seed: int,
+) -> list[Trial]:
+    """Return a network of random blocks and a MobileNetV2 to retrain beside a found network."""
+    random_folder, ready_made_folder = FOLDERS
+    twin, cells = random_twin(spec, record.cost.params, space, image_shape, classes, seed)
+    cost = predict_cost(twin, cells, image_shape, classes)
+    twin_record = ModelRecord(twin.id(cells), (), twin.blocks, cost, record.seed)
+    mobilenet = mobilenet_near(record.cost.params, image_shape, classes)
+    mobilenet_record = ModelRecord(
+        f"mobilenet_v2-x{mobilenet.width:.3f}", (), (), mobilenet.cost, record.seed
+    )
+    return [
+        Trial(random_folder, twin_record, builder(twin, cells, image_shape, classes)),
+        Trial(ready_made_folder, mobilenet_record, mobilenet),
+    ]
 
 
 def random_twin(

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from blocksearch.cells import DiscreteCell
-from blocksearch.space import Cell
+from blocksearch.ops import op_cost
+from blocksearch.space import NORMAL, REDUCTION, Cell, Edge, SearchSpace
 from blocksearch.supernet import STEM_MULTIPLIER
 from evaluation.cost import measure_cost
 from evaluation.records import Cost
@@ -165,6 +166,21 @@ def extreme_costs(
         Cost(settle(low, min, "params"), settle(low, min, "flops")),
         Cost(settle(high, max, "params"), settle(high, max, "flops")),
     )
+
+
+def least_cells(space: SearchSpace) -> dict[str, Cell]:
+    """Return a normal and a reduction cell than which none of the space is cheaper."""
+
+    def cheapest(stride: int) -> str:
+        useful = [op for op in space.ops if op != "none"]
+        costs = {op: op_cost(op, STEM_MULTIPLIER * 8, stride, (8, 8)) for op in useful}
+        return min(useful, key=lambda op: (costs[op].params, costs[op].flops))
+
+    strides = {NORMAL: 1, REDUCTION: 2}
+    return {
+        kind: Cell(((Edge(0, cheapest(stride)),),) * space.nodes, space.inputs)
+        for kind, stride in strides.items()
+    }
 
 
 def _stem(in_channels: int, spec: NetworkSpec) -> nn.Sequential:

@@ -28,6 +28,7 @@ class Darts:
 
     def __init__(self, setup: SearchSetup, config: Config, generator: torch.Generator):
         self.setup = setup
+        self.supernet = setup.supernet
         self.alphas = setup.new_alphas(generator)
         self.alpha_optimizer = torch.optim.Adam(
             [self.alphas],
@@ -41,7 +42,7 @@ class Darts:
         """Descend the validation loss in the alphas, then the training loss in the weights."""
         images, labels = valid
         gates = Gates(torch.softmax(self.alphas, dim=-1))
-        valid_loss = nn.functional.cross_entropy(self.setup.supernet(images, gates), labels)
+        valid_loss = nn.functional.cross_entropy(self.supernet(images, gates), labels)
         (self.alphas.grad,) = torch.autograd.grad(valid_loss, [self.alphas])
         self.alpha_optimizer.step()
         gates = Gates(torch.softmax(self.alphas.detach(), dim=-1))
@@ -55,7 +56,7 @@ class Darts:
     def derive(self) -> list[Cells]:
         """Keep the two strongest edges of every node, each with its strongest op but `none`."""
         p = torch.softmax(self.alphas.detach(), dim=-1)
-        kinds = self.setup.supernet.kinds
+        kinds = self.supernet.kinds
         return [{kind: derive_strongest(p[k], self.setup.space) for k, kind in enumerate(kinds)}]
 
     def state_dict(self) -> dict[str, Any]:

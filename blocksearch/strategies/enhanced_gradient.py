@@ -48,6 +48,7 @@ class EnhancedGradient:
 
     def __init__(self, setup: SearchSetup, config: Config, generator: torch.Generator):
         self.setup = setup
+        self.supernet = setup.supernet
         self.config = config
         self.alphas = setup.new_alphas(generator)
         self.alpha_optimizer = ALPHA_OPTIMIZERS[config.alpha_optimizer](self.alphas, config)
@@ -62,7 +63,7 @@ class EnhancedGradient:
         if progress >= self.config.warmup:
             images, labels = valid
             p = self._probabilities(tau)
-            logits = self.setup.supernet(images, self._gates(p))
+            logits = self.supernet(images, self._gates(p))
             valid_loss = nn.functional.cross_entropy(logits, labels)
             complexity = expected_cost(p, self.setup.op_costs)
             loss = valid_loss + self.config.complexity_weight * complexity
@@ -90,7 +91,7 @@ class EnhancedGradient:
         """Return one cell per kind by the configured derivation."""
         p = torch.softmax(self.alphas.detach(), dim=-1)
         derive = DERIVATIONS[self.config.derivation]
-        kinds = self.setup.supernet.kinds
+        kinds = self.supernet.kinds
         return [{kind: derive(p[k], self.setup.space) for k, kind in enumerate(kinds)}]
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,0 +1,79 @@
+"""Progress of long steps: a bar with an ETA on a terminal, now and then a plain line elsewhere."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+POLL_S = 0.5
+PLAIN_EVERY_S = 10.0
+
+
+@contextmanager
+def progress(console: Console, title: str, total: int, count: Callable[[], int]) -> Iterator[None]:
+    """Show how far a step is while the block runs; `count` tells, and is asked in a thread.
+
+    Args:
+        console: Where to show it.
+        title: What is counted.
+        total: The count at the end.
+        count: Returns the count so far; work of an earlier, killed run included.
+    """
+    show = _bar if console.is_terminal else _lines
+    stop = threading.Event()
+    began = time.monotonic()
+    thread = threading.Thread(target=show, args=(console, title, total, count, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    console.print(f"{title}: {count()}/{total} in {duration(time.monotonic() - began)}")
+
+
+def _bar(
+    console: Console, title: str, total: int, count: Callable[[], int], stop: threading.Event
+) -> None:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(title, total=total, completed=count())
+        while not stop.wait(POLL_S):
+            bar.update(task, completed=count())
+
+
+def _lines(
+    console: Console, title: str, total: int, count: Callable[[], int], stop: threading.Event
+) -> None:
+    first, began = count(), time.monotonic()
+    while not stop.wait(PLAIN_EVERY_S):
+        done, elapsed = count(), time.monotonic() - began
+        eta = duration(elapsed * (total - done) / (done - first)) if done > first else "unknown"
+        console.print(f"{title}: {done}/{total}, {duration(elapsed)} elapsed, ETA {eta}")
+
+
+def duration(seconds: float) -> str:
+    """Write a duration for people: `42 s`, `3 min 05 s`, `2 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,152 @@
+"""The folder of a run: who may work in it, which config and data it belongs to, what lies in it."""
+
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from evaluation.errors import InputError
+from evaluation.metrics import MetricsLog, read_metrics
+from evaluation.progress import progress
+from evaluation.records import Archive, ModelRecord, read_json, write_atomic, write_json
+
+PACKAGES = ("torch", "torchvision", "pymoo", "numpy", "scipy", "joblib", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and files of one run. Opening one touches nothing on disk."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The whole config, as YAML."""
+        return self.path / "config.yaml"
+
+    @property
+    def facts(self) -> Path:
+        """Name, fingerprint of the data, library versions."""
+        return self.path / "run.json"
+
+    @property
+    def blocks(self) -> Path:
+        """The block library."""
+        return self.path / "blocks.json"
+
+    @property
+    def pareto(self) -> Path:
+        """What stage two ended with."""
+        return self.path / "pareto.json"
+
+    @property
+    def metrics(self) -> Path:
+        """The event log."""
+        return self.path / "metrics.jsonl"
+
+    def archive(self, name: str) -> Archive:
+        """Open the archive of the search (`archive`) or of random search (`random`)."""
+        return Archive(self.path / f"{name}.jsonl")
+
+    def records(self, folder: str) -> list[ModelRecord]:
+        """Return the records of all networks retrained under `folder`, cheapest first.
+
+        Raises:
+            InputError: If one is damaged.
+        """
+        records = []
+        for path in (self.path / folder).glob("*/record.json"):
+            try:
+                records.append(ModelRecord.from_json(read_json(path)))
+            except ValueError as error:
+                raise InputError(f"{path}: damaged record: {error}") from error
+        return sorted(records, key=lambda record: (record.cost.params, record.id))
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Make the folder and keep other runs out of it while the block runs.
+
+        Raises:
+            InputError: If another run is at work in it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                yield
+        except Timeout as error:
+            raise InputError(f"{self.path}: another run is at work in this folder") from error
+
+    def claim(
+        self, name: str, config: dict[str, Any], fingerprint: str, say: Callable[[str], None]
+    ) -> None:
+        """Leave config and facts in an empty folder; in that of a run, check that they agree.
+
+        Raises:
+            InputError: If the folder is another run's, naming the keys that differ, or no run's.
+        """
+        facts = {"name": name, "data": fingerprint, "versions": versions()}
+        if not self.config.exists():
+            there = {entry.name for entry in self.path.iterdir() if entry.name[0] != "."}
+            if there - {self.facts.name}:
+                raise InputError(f"{self.path}: expected an empty folder or that of a run")
+            write_json(self.facts, facts)
+            write_atomic(self.config, yaml.safe_dump(config, sort_keys=False))
+            return
+        before = read_json(self.facts)
+        if differing := list(_differences(yaml.safe_load(self.config.read_text()), config)):
+            raise InputError(f"{self.path}: made by another config: {'; '.join(differing)}")
+        if before["data"] != fingerprint:
+            raise InputError(f"{self.path}: the images have changed since this run began")
+        if before["versions"] != facts["versions"]:
+            say("warning: the library versions are not those with which this run began")
+
+    @contextmanager
+    def step(
+        self, console: Console, stage: str, title: str, total: int, count: Callable[[], int]
+    ) -> Iterator[None]:
+        """Show the progress of a stage while the block runs, and log its seconds."""
+        began = time.perf_counter()
+        with progress(console, title, total, count):
+            yield
+        wall_s = round(time.perf_counter() - began, 1)
+        MetricsLog(self.metrics, stage, "whole").write(wall_s=wall_s)
+
+    def epochs_done(self, stage: str) -> int:
+        """Return how many epochs of a stage are logged, over all its tasks."""
+        events = [event for event in read_metrics(self.metrics) if event.get("stage") == stage]
+        return len({(event["task"], event["epoch"]) for event in events if "epoch" in event})
+
+    def seconds(self, stage: str) -> tuple[float, float]:
+        """Return a stage's wall-clock seconds, and the seconds that its workers computed."""
+        events = [event for event in read_metrics(self.metrics) if event.get("stage") == stage]
+        wall_s = sum(event.get("wall_s", 0.0) for event in events)
+        return wall_s, sum(event.get("seconds", 0.0) for event in events)
+
+
+def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
+    """Yield a line `key was ... and is ...` for every value in which two configs differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted({*old, *new}, key=str):
+            inner = f"{key}.{name}" if key else str(name)
+            yield from _differences(old.get(name), new.get(name), inner)
+    elif old != new:
+        yield f"{key} was {old!r} and is {new!r}"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that decide a result."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "missing"
+    return found

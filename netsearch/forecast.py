@@ -1,0 +1,132 @@
+"""A forecast of time and memory from two timed steps of each kind, before any work starts."""
+
+import random
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from blocksearch.search import BlockSearchConfig, Search, make_strategy
+from blocksearch.space import NORMAL, REDUCTION
+from evaluation.data import AugmentConfig, Dataset, Split, batches
+from evaluation.retrain import RetrainConfig
+from evaluation.training import TrainConfig, seeded_model, train
+from netsearch.genome import NetworkSpec, Stage, stages_for
+from netsearch.network import NetworkBuilder
+from netsearch.nsga2 import NetSearchConfig
+
+TIMED_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Seconds of wall-clock time of each stage, and memory in MiB of one process or of the GPU.
+
+    A network in the middle of the space stands for all; what is found may be smaller or larger.
+    """
+
+    blocks_s: float
+    networks_s: float
+    retrain_s: float
+    memory_mib: float
+
+    @property
+    def total_s(self) -> float:
+        """Sum over the stages."""
+        return self.blocks_s + self.networks_s + self.retrain_s
+
+
+def forecast(
+    dataset: Dataset,
+    augment: AugmentConfig,
+    blocks: BlockSearchConfig,
+    networks: NetSearchConfig,
+    retraining: RetrainConfig,
+    *,
+    device: str,
+    workers: int,
+) -> Forecast:
+    """Time two steps of block search, proxy training and retraining, after one that warms up."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the workers
+    try:
+        searches = blocks.searches(seed=0)
+        step_s = _time_search_steps(searches[0], blocks, dataset, augment, device)
+        rounds = -(-len(searches) // workers)
+        blocks_s = step_s * blocks.epochs * _steps(dataset.search_train, blocks.batch_size) * rounds
+        build = _middle_network(dataset, blocks, networks)
+        proxy_s = _time_epochs(build, dataset.search_train, networks.train, augment, device)
+        candidates = networks.evaluations * (2 if networks.random_search else 1)
+        retrain_s = _time_epochs(build, dataset.train, retraining.train, augment, device)
+        trainings = (retraining.members + 2 * retraining.baselines) * len(retraining.seeds)
+    finally:
+        torch.set_num_threads(threads)
+    return Forecast(
+        blocks_s, proxy_s * candidates / workers, retrain_s * trainings / workers, _peak_mib(device)
+    )
+
+
+def _steps(split: Split, batch_size: int) -> int:
+    return max(1, len(split) // batch_size)
+
+
+def _time_search_steps(
+    one: Search, config: BlockSearchConfig, dataset: Dataset, augment: AugmentConfig, device: str
+) -> float:
+    strategy = make_strategy(one, config, dataset, stages_for(dataset.image_shape[1:]), device)
+    generator = torch.Generator().manual_seed(0)
+    batch = next(batches(dataset.search_train, config.batch_size, generator, augment))
+    valid = next(batches(dataset.search_valid, config.batch_size, generator, augment))
+    # Near the end of the search, where no warm-up leaves out the architecture step.
+    return _time(lambda: strategy.step(batch, valid, 0.99), device)
+
+
+def _middle_network(
+    dataset: Dataset, blocks: BlockSearchConfig, networks: NetSearchConfig
+) -> NetworkBuilder:
+    stages = stages_for(dataset.image_shape[1:])
+    cell = blocks.space.random_cell(random.Random(0))
+    depth = networks.depths[len(networks.depths) // 2]
+    width = networks.widths[len(networks.widths) // 2]
+    spec = NetworkSpec((Stage(NORMAL, depth, width),) * stages, (REDUCTION,) * (stages - 1))
+    cells = ((NORMAL, cell), (REDUCTION, cell))
+    return NetworkBuilder(spec, cells, dataset.image_shape, dataset.classes)
+
+
+def _time_epochs(
+    build: NetworkBuilder, split: Split, recipe: TrainConfig, augment: AugmentConfig, device: str
+) -> float:
+    """Return the seconds of a whole training, from one epoch over two batches of images."""
+    model = seeded_model(build, 0, device)
+    count = min(len(split), TIMED_STEPS * recipe.batch_size)
+    part = Split(split.images[:count], split.labels[:count], split.mean, split.std)
+    one_epoch = recipe.model_copy(update={"epochs": 1})
+    seconds = _time(lambda: train(model, part, one_epoch, seed=0, augment=augment), device, 1)
+    per_step = seconds / _steps(part, recipe.batch_size)
+    return per_step * _steps(split, recipe.batch_size) * recipe.epochs
+
+
+def _time(step: Callable[[], object], device: str, repeats: int = TIMED_STEPS) -> float:
+    """Return the mean seconds of a step, after one that is not counted."""
+    step()
+    _wait(device)
+    began = time.perf_counter()
+    for _ in range(repeats):
+        step()
+    _wait(device)
+    return (time.perf_counter() - began) / repeats
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _peak_mib(device: str) -> float:
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -1,0 +1,144 @@
+"""Stage two as the pipeline runs it: NSGA-II, random search beside it, Pareto set, hypervolume."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from blocksearch.library import BlockLibrary
+from blocksearch.space import NORMAL, REDUCTION, Cell, SearchSpace
+from evaluation.errors import InputError
+from evaluation.pareto import Box, pareto_set
+from evaluation.records import Archive, ModelRecord
+from evaluation.training import TrainingContext
+from netsearch.estimate import Evaluator, Limits
+from netsearch.genome import GenomeSpace, stages_for
+from netsearch.network import extreme_costs, least_cells
+from netsearch.nsga2 import NetSearchConfig, nsga2, random_search
+
+
+@dataclass(frozen=True)
+class Images:
+    """What stage two must know of the images: shape (C, H, W) and number of classes."""
+
+    shape: tuple[int, int, int]
+    classes: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What stage two ends with: the box, the share of it that each search covers, the front."""
+
+    box: Box
+    hypervolume: dict[str, float]
+    front: tuple[ModelRecord, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        front = [record.to_json() for record in self.front]
+        return {"box": asdict(self.box), "hypervolume": self.hypervolume, "front": front}
+
+
+def search_networks(
+    config: NetSearchConfig,
+    library: BlockLibrary,
+    images: Images,
+    training: TrainingContext,
+    archives: tuple[Archive, Archive],
+    workers: int,
+    say: Callable[[str], None] = lambda line: None,
+) -> Outcome:
+    """Run NSGA-II, and random search with as many evaluations, each into its archive.
+
+    Args:
+        config: The table `netsearch`.
+        library: The blocks to choose from.
+        images: Shape and classes.
+        training: Data, proxy recipe and device of the workers; its data seed seeds the searches.
+        archives: Of NSGA-II and of random search; may hold records of an earlier, killed run.
+        workers: Processes that train at the same time.
+        say: Called with a line that a person should read.
+
+    Raises:
+        InputError: If no network keeps the budgets, or none could be trained.
+    """
+    check_budgets(config, library.cells, images)
+    archive, random_archive = archives
+    seed = training.data_seed
+    evaluator = Evaluator(
+        space=genome_space(config, library, images),
+        cells=library.cells,
+        image_shape=images.shape,
+        classes=images.classes,
+        limits=Limits(config.max_params, config.max_flops),
+        context=training,
+        seed=seed,
+        workers=workers,
+    )
+    box = hypervolume_box(config, library, images)
+    nsga2(evaluator, archive, config, seed, say)
+    hypervolume = {"NSGA-II": box.hypervolume(list(archive))}
+    if config.random_search:
+        evaluator.known = (archive,)
+        random_search(evaluator, random_archive, len(archive), seed)
+        hypervolume["random search"] = box.hypervolume(list(random_archive))
+    front = pareto_set(list(archive), config.costs)
+    if not front:
+        reasons = sorted({str(record.failure) for record in archive}) or ["none fits the budgets"]
+        raise InputError("not one network could be evaluated: " + "; ".join(reasons))
+    return Outcome(box, hypervolume, tuple(front))
+
+
+def genome_space(config: NetSearchConfig, library: BlockLibrary, images: Images) -> GenomeSpace:
+    """Return the networks that this library makes on these images."""
+    normal, reduction = library.names(NORMAL), library.names(REDUCTION)
+    stages = stages_for(images.shape[1:])
+    return GenomeSpace(stages, config.depths, config.widths, normal, reduction)
+
+
+def hypervolume_box(config: NetSearchConfig, library: BlockLibrary, images: Images) -> Box:
+    """Return the box of the hypervolume, from the space and the budgets alone."""
+    space = genome_space(config, library, images)
+    least, most = extreme_costs(space, library.cells, images.shape, images.classes)
+    low = {"params": least.params, "flops": least.flops}
+    high = {
+        "params": config.max_params or most.params,
+        "flops": config.max_flops or most.flops,
+    }
+    return Box(
+        worst_error=1.0 - 1.0 / images.classes,
+        least=tuple(float(low[cost]) for cost in config.costs),
+        reference=tuple(float(high[cost]) for cost in config.costs),
+        costs=config.costs,
+    )
+
+
+def check_budgets_early(config: NetSearchConfig, space: SearchSpace, images: Images) -> None:
+    """Refuse, before any search, hard budgets that not even the cheapest cells could keep.
+
+    Raises:
+        InputError: If there is such a budget.
+    """
+    check_budgets(config, least_cells(space), images)
+
+
+def check_budgets(config: NetSearchConfig, cells: Mapping[str, Cell], images: Images) -> None:
+    """Refuse hard budgets that no network of these cells keeps.
+
+    Raises:
+        InputError: If there is such a budget; it says how small a network can be.
+    """
+    normal, reduction = (
+        tuple(name for name in cells if name.startswith(kind)) for kind in (NORMAL, REDUCTION)
+    )
+    stages = stages_for(images.shape[1:])
+    space = GenomeSpace(stages, config.depths, config.widths, normal, reduction)
+    least, _ = extreme_costs(space, cells, images.shape, images.classes)
+    for key, limit, found in (
+        ("max_params", config.max_params, least.params),
+        ("max_flops", config.max_flops, least.flops),
+    ):
+        if limit is not None and found > limit:
+            raise InputError(
+                f"netsearch.{key}={limit}: no network fits; the smallest of the space "
+                f"has {found} {key.removeprefix('max_')}"
+            )

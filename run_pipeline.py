@@ -1,0 +1,534 @@
+"""ParetoBlocks, top to bottom: blocks -> networks -> retraining -> report; and the command line."""
+
+import json
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property, wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from joblib import cpu_count
+from pydantic import BaseModel, ConfigDict, ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from blocksearch.library import REFERENCE_CHANNELS, Block, BlockLibrary
+from blocksearch.search import BlockSearchConfig, SearchContext, search_blocks
+from configs import FOLDER, read_config
+from evaluation.data import DataConfig, Dataset, worker_dataset
+from evaluation.errors import InputError
+from evaluation.pareto import Box, Budgets, knee, pick, spread
+from evaluation.progress import duration
+from evaluation.records import ModelRecord, read_json, write_json
+from evaluation.report import Baseline, DrawnBlock, Report, write_report
+from evaluation.retrain import RetrainConfig, Trial, retrain_all
+from evaluation.run_folder import RunFolder, versions
+from evaluation.training import TrainConfig, TrainingContext
+from netsearch.baselines import FOLDERS, baseline_trials
+from netsearch.forecast import forecast
+from netsearch.genome import stages_for
+from netsearch.network import builder
+from netsearch.nsga2 import NetSearchConfig
+from netsearch.search import Images, check_budgets_early, genome_space, search_networks
+
+
+class Config(BaseModel):
+    """One experiment; every package owns the model of its own table."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: int
+    data: DataConfig
+    blocksearch: BlockSearchConfig
+    netsearch: NetSearchConfig
+    retrain: RetrainConfig
+
+    @classmethod
+    def load(cls, path: Path, changes: Sequence[str] = ()) -> "Config":
+        """Read a YAML file and apply `key=value` changes.
+
+        Raises:
+            InputError: If a file, key or value cannot be used; the message names each.
+        """
+        data = read_config(path, changes)
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            problems = [
+                f"{'.'.join(map(str, one['loc']))}: {one['msg']}, got {str(one['input'])[:80]}"
+                for one in error.errors()
+            ]
+            raise InputError(f"{path}: " + "; ".join(problems)) from error
+
+
+@dataclass
+class Pipeline:
+    """One run in one folder. Every step leaves files, and goes on from those that it finds.
+
+    Attributes:
+        config: The experiment.
+        folder: Where its files are.
+        name: What its report calls the run.
+        device: `cpu` or `cuda`.
+        workers: Processes that train at the same time.
+        console: Where messages go.
+    """
+
+    config: Config
+    folder: RunFolder
+    name: str = "run"
+    device: str = "cpu"
+    workers: int = 1
+    console: Console = field(default_factory=lambda: Console(stderr=True))
+
+    @classmethod
+    def open(cls, folder: Path) -> "Pipeline":
+        """Open the folder of a run.
+
+        Raises:
+            InputError: If it is none.
+        """
+        run = RunFolder(folder)
+        if not run.config.exists() or not run.facts.exists():
+            raise InputError(f"{folder}: expected the folder of a run, with its config.yaml")
+        return cls(Config.load(run.config), run, str(read_json(run.facts)["name"]))
+
+    def run(self, until: str = "retrain") -> None:
+        """Search blocks, assemble networks, retrain the Pareto members, report.
+
+        Raises:
+            InputError: If the config, the data or the folder cannot be used.
+        """
+        with self.folder.owned():
+            config = self.config.model_dump(mode="json")
+            self.folder.claim(self.name, config, self.dataset.fingerprint, self.console.print)
+            self._forecast()
+            library = self.search_blocks()
+            if until == "blocks":
+                return
+            front = self.search_networks(library)
+            if until == "networks":
+                return
+            self.retrain(front, library)
+            self.report()
+
+    def search_blocks(self) -> BlockLibrary:
+        """Stage one: every configured search, then the library of the unique cells found."""
+        if self.folder.blocks.exists():
+            return BlockLibrary.load(self.folder.blocks)
+        config = self.config.blocksearch
+        check_budgets_early(self.config.netsearch, config.space, self.images)
+        context = SearchContext(
+            config=config,
+            data=self.config.data,
+            data_seed=self.config.seed,
+            stages=stages_for(self.images.shape[1:]),
+            device=self.device,
+            folder=self.folder.path / "blocks",
+            metrics=self.folder.metrics,
+        )
+        total = len(config.searches(self.config.seed)) * config.epochs
+        with self._step("blocks", "block search, epochs", total):
+            library = search_blocks(context, self.config.seed, self.workers, self.console.print)
+        library.save(self.folder.blocks)
+        return library
+
+    def search_networks(self, library: BlockLibrary) -> list[ModelRecord]:
+        """Stage two: NSGA-II over the library, random search beside it, the Pareto set."""
+        if self.folder.pareto.exists():
+            return self.front()
+        config = self.config.netsearch
+        archives = self.folder.archive("archive"), self.folder.archive("random")
+        searches = 2 if config.random_search else 1
+        total = min(config.evaluations, genome_space(config, library, self.images).size) * searches
+        with self._step("networks", "networks", total, lambda: sum(map(len, archives))):
+            training = self._training(config.train)
+            outcome = search_networks(
+                config, library, self.images, training, archives, self.workers, self.console.print
+            )
+        write_json(self.folder.pareto, outcome.to_json())
+        return list(outcome.front)
+
+    def retrain(self, front: Sequence[ModelRecord], library: BlockLibrary) -> None:
+        """Train members of the front, and the baselines beside them, from scratch."""
+        config, images = self.config.retrain, self.images
+        space = genome_space(self.config.netsearch, library, images)
+        members = spread(front, config.members)
+        trials = [
+            Trial("retrained", record, builder(spec, library.cells, images.shape, images.classes))
+            for record in members
+            for spec in [space.decode(record.genome)]
+        ]
+        for number, record in enumerate(spread(members, config.baselines)):
+            spec, seed = space.decode(record.genome), self.config.seed * 1000 + number
+            cells = self.config.blocksearch.space
+            trials += baseline_trials(record, spec, cells, images.shape, images.classes, seed)
+        unique = list({(trial.folder, trial.record.id): trial for trial in trials}.values())
+        total = len(unique) * len(config.seeds) * config.train.epochs
+        with self._step("retrain", "retraining, epochs", total):
+            training = self._training(config.train)
+            records = retrain_all(unique, config, self.folder.path, training, self.workers)
+        for record in records:
+            if record.failure:
+                self.console.print(f"{record.id}: {record.failure}")
+
+    def report(self) -> Path:
+        """Write report.html, pareto.csv and pareto.png; return the path of the first."""
+        front = self.front()
+        outcome = read_json(self.folder.pareto)
+        used = {name for record in front for name in record.blocks}
+        library = BlockLibrary.load(self.folder.blocks)
+        page = Report(
+            title=self.name,
+            dataset=self._describe_data(),
+            costs=self.config.netsearch.costs,
+            front=tuple(front),
+            archive=tuple(self.folder.archive("archive")),
+            random_archive=tuple(self.folder.archive("random")),
+            baselines=tuple(
+                Baseline(label, tuple(self.folder.records(folder)))
+                for folder, label in FOLDERS.items()
+            ),
+            blocks=tuple(_drawn(block) for block in library.blocks if block.name in used),
+            hypervolume=tuple(outcome["hypervolume"].items()),
+            reference=Box.from_json(outcome["box"]).describe(),
+            spent=self._spent(),
+            facts=self._facts(),
+            config=self.folder.config.read_text(),
+        )
+        path = write_report(page, self.folder.path)
+        self.console.print(f"report: {path}")
+        return path
+
+    def front(self) -> list[ModelRecord]:
+        """Return the Pareto set, cheapest first, with test accuracies where there are any.
+
+        Raises:
+            InputError: If the network search has not finished.
+        """
+        path = self.folder.pareto
+        if not path.exists():
+            raise InputError(
+                f"{self.folder.path}: the network search has not finished; `run` continues it"
+            )
+        try:
+            records = [ModelRecord.from_json(data) for data in read_json(path)["front"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: damaged: {error}") from error
+        retrained = {record.id: record for record in self.folder.records("retrained")}
+        return [retrained.get(record.id, record) for record in records]
+
+    def retrained(self) -> list[ModelRecord]:
+        """Return the retrained members of the front.
+
+        Raises:
+            InputError: If the run has not finished.
+        """
+        front = self.front()
+        members = spread(front, self.config.retrain.members)
+        left = sum(not (record.test_accuracy or record.failure) for record in members)
+        if left:
+            raise InputError(
+                f"{self.folder.path}: the run has not finished: {left} of {len(members)} members "
+                "are not retrained; the same `run` command continues it"
+            )
+        return [record for record in members if record.test_accuracy]
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The images, loaded once."""
+        return worker_dataset(self.config.data, self.config.seed, self.device)
+
+    @property
+    def images(self) -> Images:
+        """Shape and classes of the images."""
+        return Images(self.dataset.image_shape, self.dataset.classes)
+
+    def _training(self, recipe: TrainConfig) -> TrainingContext:
+        data, seed = self.config.data, self.config.seed
+        return TrainingContext(data, seed, recipe, self.device, self.folder.metrics)
+
+    def _forecast(self) -> None:
+        if self.folder.blocks.exists():
+            return
+        say, config = self.console.print, self.config
+        say(f"{self._describe_data()}; {self.device}, workers: {self.workers}")
+        tables = config.blocksearch, config.netsearch, config.retrain
+        expected = forecast(
+            self.dataset, config.data.augment, *tables, device=self.device, workers=self.workers
+        )
+        say(
+            f"forecast from two timed steps: about {duration(expected.total_s)} (blocks "
+            f"{duration(expected.blocks_s)}, networks {duration(expected.networks_s)}, retraining "
+            f"{duration(expected.retrain_s)}), {expected.memory_mib:.0f} MiB a process"
+        )
+
+    def _step(
+        self, stage: str, title: str, total: int, count: Callable[[], int] | None = None
+    ) -> AbstractContextManager[None]:
+        """Show and time a stage; without `count`, its epochs are counted."""
+        counter = count or (lambda: self.folder.epochs_done(stage))
+        return self.folder.step(self.console, stage, title, total, counter)
+
+    def _describe_data(self) -> str:
+        data, (channels, height, width) = self.dataset, self.images.shape
+        return (
+            f"{data.name}: {len(data.train)} train ({len(data.search_train)} for weights, "
+            f"{len(data.search_valid)} for the search) and {len(data.test)} test images, "
+            f"{data.classes} classes, {channels}x{height}x{width}"
+        )
+
+    def _spent(self) -> tuple[tuple[str, str], ...]:
+        titles = {
+            "blocks": "block search",
+            "networks": "network search, random search included",
+            "retrain": "retraining, baselines included",
+        }
+        rows = []
+        for stage, title in titles.items():
+            wall_s, compute_s = self.folder.seconds(stage)
+            rows.append((title, f"{duration(wall_s)} ({duration(compute_s)} in all workers)"))
+        return tuple(rows)
+
+    def _facts(self) -> tuple[tuple[str, str], ...]:
+        facts = read_json(self.folder.facts)
+        return (
+            ("seed", str(self.config.seed)),
+            ("device", f"{_device_name(self.device)}, workers: {self.workers}"),
+            *facts["versions"].items(),
+            ("data fingerprint", facts["data"]),
+            ("blocks are measured at", f"{REFERENCE_CHANNELS} channels, the run's image size"),
+            ("reproduce", "paretoblocks run config.yaml --out DIR, with this folder's config.yaml"),
+        )
+
+
+def _drawn(block: Block) -> DrawnBlock:
+    nodes = tuple(tuple((edge.source, edge.op) for edge in node) for node in block.cell.nodes)
+    searches, cost = ", ".join(block.searches), block.cost
+    return DrawnBlock(
+        block.name, block.kind, block.cell.inputs, nodes, cost.params, cost.flops, searches
+    )
+
+
+def _device_name(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {cpu_count()} cores"
+
+
+app = typer.Typer(
+    help="Search blocks, assemble networks, retrain the Pareto front, pick a model by budget.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+DONE, NOTHING_FITS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+
+
+class Until(StrEnum):
+    """After which stage a run stops."""
+
+    BLOCKS = "blocks"
+    NETWORKS = "networks"
+    RETRAIN = "retrain"
+
+
+class Device(StrEnum):
+    """Where a run computes."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+    def resolve(self) -> str:
+        """Return `cpu` or `cuda`.
+
+        Raises:
+            InputError: If `cuda` is asked for where there is none.
+        """
+        there = torch.cuda.is_available()
+        if self is Device.CUDA and not there:
+            raise InputError("--device cuda: this machine has no GPU that torch can use; try cpu")
+        return "cuda" if there and self is not Device.CPU else "cpu"
+
+
+def _guarded(command: Callable[..., int]) -> Callable[..., None]:
+    """Turn a command's return value into the exit status, and bad input into a message."""
+
+    @wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            status = command(*args, **kwargs)
+        except (InputError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            status = BAD_INPUT
+        except KeyboardInterrupt:
+            print("interrupted; the same command continues the run", file=sys.stderr)
+            status = INTERRUPTED
+        raise typer.Exit(status)
+
+    return guarded
+
+
+@app.command()
+@_guarded
+def run(
+    config: Annotated[Path, typer.Argument(help="YAML file.")] = FOLDER / "quickstart.yaml",
+    out: Annotated[Path | None, typer.Option(help="Default: runs/<config name>.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one value.")
+    ] = None,
+    until: Annotated[Until, typer.Option(help="Stop after this stage.")] = Until.RETRAIN,
+    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Default: one a core; one on a GPU.")
+    ] = None,
+) -> int:
+    """Run the pipeline; the same call again continues where a run stopped."""
+    chosen = device.resolve()
+    experiment = Config.load(config, changes or ())
+    folder = out or Path("runs") / config.stem
+    default_workers = 1 if chosen == "cuda" else cpu_count()
+    pipeline = Pipeline(
+        experiment, RunFolder(folder), config.stem, chosen, workers or default_workers
+    )
+    pipeline.run(until.value)
+    pipeline.console.print(f"done: {folder}")
+    return DONE
+
+
+@app.command()
+@_guarded
+def front(folder: Folder, as_json: AsJson = False) -> int:
+    """Show the Pareto set of a run."""
+    records = Pipeline.open(folder).front()
+    if as_json:
+        print(json.dumps([_row(record) for record in records]))
+        return DONE
+    table = Table("id", "params", "FLOPs", "valid accuracy", "test accuracy", "seeds", "blocks")
+    for record in records:
+        table.add_row(
+            record.id,
+            f"{record.cost.params:,}",
+            f"{record.cost.flops:,}",
+            _fraction(record.valid_accuracy),
+            f"{_fraction(record.test_accuracy_mean)} ± {_fraction(record.test_accuracy_std)}",
+            str(len(record.test_accuracy)),
+            " ".join(record.blocks),
+        )
+    Console().print(table)
+    return DONE
+
+
+@app.command("pick")
+@_guarded
+def pick_model(
+    folder: Folder,
+    max_params: Annotated[str | None, typer.Option(help="For example 300k.")] = None,
+    max_flops: Annotated[str | None, typer.Option(help="Multiply-adds, for example 20M.")] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(min=0.0)] = None,
+    min_accuracy: Annotated[float | None, typer.Option(min=0.0, max=1.0)] = None,
+    at_knee: Annotated[bool, typer.Option("--knee", help="Where more params pay less.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Name the most accurate retrained model within the budgets, and where its weights are."""
+    budgets = Budgets(_amount(max_params), _amount(max_flops), max_latency_ms, min_accuracy)
+    pipeline = Pipeline.open(folder)
+    candidates = pipeline.retrained()
+    within = [record for record in candidates if budgets.excess(record) <= 0]
+    if at_knee and within:
+        chosen, fits = knee(within), True
+    else:
+        chosen, fits = pick(candidates, budgets)
+    weights = str(folder / "retrained" / chosen.id / "weights.safetensors")
+    if as_json:
+        print(json.dumps(_row(chosen) | {"weights": weights}))
+    else:
+        if not fits:
+            print("nothing fits the budgets; the nearest model is")
+        print(f"{chosen.id}: {chosen.cost.params:,} params, {chosen.cost.flops:,} FLOPs")
+        std = _fraction(chosen.test_accuracy_std)
+        print(f"test accuracy {_fraction(chosen.test_accuracy_mean)} ± {std}", end="; ")
+        print(f"chosen on the test images among {max(len(within), 1)}, so a little optimistic")
+        print(f"weights {weights}")
+    return DONE if fits else NOTHING_FITS
+
+
+@app.command()
+@_guarded
+def report(folder: Folder) -> int:
+    """Write the report of a run again."""
+    pipeline = Pipeline.open(folder)
+    pipeline.report()
+    return DONE
+
+
+@app.command()
+@_guarded
+def doctor() -> int:
+    """Check this machine: versions, device, and whether torch and torchvision fit each other."""
+    for name, found in versions().items():
+        print(f"{name:14} {found}")
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"
+    print(f"{'cores':14} {cpu_count()}")
+    print(f"{'GPU':14} {cuda}")
+    try:
+        import torchvision
+
+        torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+    except (ImportError, RuntimeError) as error:
+        print(f"torchvision does not fit this torch ({error}).")
+        print("Install both in one command: pip install --force-reinstall torch torchvision")
+        return BAD_INPUT
+    print("torch and torchvision fit each other; all is well")
+    return DONE
+
+
+def _row(record: ModelRecord) -> dict[str, Any]:
+    """Return what `front --json` and `pick --json` say of a model."""
+    return {
+        "id": record.id,
+        "params": record.cost.params,
+        "flops": record.cost.flops,
+        "latency_ms": record.cost.latency_ms,
+        "valid_accuracy": record.valid_accuracy,
+        "test_accuracy": record.test_accuracy_mean,
+        "test_accuracy_std": record.test_accuracy_std,
+        "seeds": list(record.seeds),
+        "genome": list(record.genome),
+        "blocks": list(record.blocks),
+    }
+
+
+def _fraction(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _amount(text: str | None) -> int | None:
+    """Read a count as people write it: 300k, 20M, 1.5G.
+
+    Raises:
+        InputError: If it is none, or not positive.
+    """
+    if text is None:
+        return None
+    factors = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
+    try:
+        amount = float(text.rstrip("kKMG")) * factors.get(text[-1:], 1.0)
+        if not 1 <= amount < float("inf"):
+            raise ValueError("not positive")
+    except ValueError as error:
+        raise InputError(f"expected a positive amount such as 300k or 20M, got {text!r}") from error
+    return int(amount)
+
+
+if __name__ == "__main__":
+    app()

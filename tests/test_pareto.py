@@ -1,0 +1,288 @@
+"""Pareto set, hypervolume, pick and knee, on fronts drawn by hand and against brute force."""
+
+import itertools
+import math
+import random
+
+import numpy as np
+import pytest
+
+from evaluation.pareto import (
+    Box,
+    Budgets,
+    cost_of,
+    knee,
+    non_dominated,
+    objectives,
+    pareto_set,
+    pick,
+    spread,
+)
+from evaluation.records import Cost, ModelRecord
+
+NAN = math.nan
+BOX = Box(worst_error=0.5, least=(1,), reference=(10_000,))
+
+
+def record(id, params, accuracy, flops=0, **changes):
+    failure = "diverged" if accuracy is None else None
+    cost = Cost(params, flops, changes.pop("latency_ms", None))
+    return ModelRecord(id, (1,), (), cost, 0, accuracy, failure=failure, **changes)
+
+
+def retrained(id, params, *test_accuracy, **changes):
+    return record(id, params, 0.5, test_accuracy=test_accuracy, **changes)
+
+
+def ids(records):
+    return [r.id for r in records]
+
+
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        # error across, params down: (1,4) (2,2) (4,1) are a staircase, (3,3) lies behind it
+        ([[1, 4], [2, 2], [3, 3], [4, 1]], [1, 1, 0, 1]),
+        ([[2, 2]], [1]),
+        ([[2, 2], [2, 2], [3, 2]], [1, 1, 0]),  # duplicates do not dominate each other
+        ([[1, 2], [1, 3], [2, 2], [0, 9]], [1, 0, 0, 1]),  # a tie in one objective dominates
+        ([[NAN, 0], [1, 1], [0, NAN], [2, 2]], [0, 1, 0, 0]),  # NaN: never on it, beats nothing
+        ([[NAN, NAN]], [0]),
+        ([[1, math.inf], [2, 1], [2, math.inf]], [1, 1, 0]),
+        ([[1, 2, 3], [1, 3, 2], [2, 2, 2], [1, 3, 3], [3, 3, 1]], [1, 1, 1, 0, 1]),
+    ],
+)
+def test_a_hand_drawn_front_is_marked(points, expected):
+    assert non_dominated(np.array(points, dtype=float)).astype(int).tolist() == expected
+
+
+@pytest.mark.parametrize("objective_count", [2, 3])
+def test_the_mask_equals_brute_force_on_random_points_with_ties(objective_count):
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        points = generator.integers(0, 6, (30, objective_count)).astype(float)
+        points[generator.random(points.shape) < 0.02] = NAN
+        for i, marked in enumerate(non_dominated(points)):
+            beaten = any(
+                not any(math.isnan(v) for v in other)
+                and all(o <= p for o, p in zip(other, points[i], strict=True))
+                and any(o < p for o, p in zip(other, points[i], strict=True))
+                for other in points
+            )
+            assert marked == (not beaten and not any(math.isnan(v) for v in points[i]))
+
+
+def test_objectives_are_error_and_the_named_costs_in_order():
+    one = record("a", 10, 0.75, flops=7)
+    assert objectives(one) == (0.25, 10.0)
+    assert objectives(one, ("flops", "params")) == (0.25, 7.0, 10.0)
+
+
+def test_a_failed_record_has_no_objectives_and_an_unknown_cost_is_refused():
+    with pytest.raises(ValueError, match="x has no accuracy: diverged"):
+        objectives(record("x", 1, None))
+    with pytest.raises(ValueError, match=r"params, flops.*'watts'"):
+        cost_of(record("x", 1, 0.5), "watts")
+
+
+def test_the_pareto_set_is_sorted_cheapest_first_without_dominated_or_failed_records():
+    records = [
+        record("big", 400, 0.9),
+        record("failed", 1, None),
+        record("small", 100, 0.6),
+        record("dominated", 300, 0.7),
+        record("middle", 200, 0.8),
+        record("same accuracy, dearer", 201, 0.8),
+    ]
+    assert ids(pareto_set(records)) == ["small", "middle", "big"]
+
+
+def test_a_third_objective_lets_more_records_stand():
+    records = [
+        record("a", 100, 0.9, flops=50),
+        record("b", 200, 0.9, flops=20),  # fewer FLOPs than a
+        record("c", 200, 0.9, flops=50),  # worse than both
+        record("d", 100, 0.8, flops=20),
+    ]
+    assert ids(pareto_set(records)) == ["a"]
+    assert ids(pareto_set(records, ("flops",))) == ["b"]
+    assert ids(pareto_set(records, ("params", "flops"))) == ["d", "b", "a"]
+
+
+def test_of_equal_records_the_smallest_id_stays_whatever_the_order():
+    records = [record("b", 1, 0.5), record("a", 1, 0.5), record("c", 1, 0.5), record("d", 2, 0.9)]
+    for order in itertools.permutations(records):
+        assert ids(pareto_set(order)) == ["a", "d"]
+
+
+def test_no_records_or_only_failed_ones_have_an_empty_front():
+    assert pareto_set([]) == []
+    assert pareto_set([record("a", 1, None)]) == []
+    assert BOX.hypervolume([record("a", 1, None)]) == 0.0
+    assert BOX.hypervolume([]) == 0.0
+
+
+def test_a_nan_accuracy_neither_stands_on_the_front_nor_adds_hypervolume():
+    records = [record("nan", 1, NAN), record("a", 100, 0.75)]
+    assert ids(pareto_set(records)) == ["a"]
+    assert BOX.hypervolume(records) == pytest.approx(0.25)
+
+
+def test_hypervolume_of_one_point_is_its_rectangle():
+    # error .25 of .5 leaves 1/2; params 100 are half-way from 1 to 10 000 on a logarithmic axis
+    assert BOX.hypervolume([record("a", 100, 0.75)]) == pytest.approx(0.25)
+    assert BOX.hypervolume([record("whole box", 1, 1.0)]) == pytest.approx(1.0)
+
+
+def test_hypervolume_of_a_staircase_is_the_union_of_its_rectangles():
+    # scaled (error, params): a (1/2, 1/4), b (1/4, 3/4); union 1/2 * 3/4 + 1/4 * 1/4
+    stairs = [record("a", 10, 0.75), record("b", 1000, 0.875)]
+    inside = [record("dominated", 2000, 0.8), record("failed", 2, None)]
+    outside = [record("too dear", 20_000, 0.99), record("too bad", 1, 0.5)]
+    for order in itertools.permutations(stairs + inside + outside):
+        assert BOX.hypervolume(order) == pytest.approx(7 / 16)
+
+
+def test_hypervolume_with_two_costs_is_the_union_of_boxes():
+    box = Box(1.0, (1, 10), (100, 1000), ("params", "flops"))
+    # sides left free: a 1/2 * 1/2 * 1/2, b 1/2 * 1 * 1/4, both 1/2 * 1/2 * 1/4
+    records = [
+        record("a", 10, 0.5, flops=100),
+        record("b", 1, 0.5, flops=round(10 * 100**0.75)),
+    ]
+    assert box.hypervolume(records) == pytest.approx(0.125 + 0.125 - 0.0625, abs=1e-3)
+
+
+def test_hypervolume_of_a_space_with_one_size_is_still_a_share():
+    box = Box(0.5, (100,), (100,))
+    assert 0.0 <= box.hypervolume([record("a", 100, 0.75)]) <= 1.0
+
+
+def test_spread_keeps_the_cheapest_and_the_most_accurate_and_the_middle_of_the_log_axis():
+    records = [record(str(i), 2**i, i / 10) for i in range(9)]
+    for seed in range(5):
+        random.Random(seed).shuffle(records)
+        assert ids(spread(records, 3)) == ["0", "4", "8"]
+        assert ids(spread(records, 2)) == ["0", "8"]
+        assert ids(spread(records, 1)) == ["8"]
+        assert ids(spread(records, 50)) == [str(i) for i in range(9)]
+
+
+def test_spread_returns_as_many_different_records_as_asked_for():
+    # by FLOPs both stand on the front, and the one of fewer params is the more accurate too
+    records = [record(str(i), 2**i, 0.9 - i / 10) for i in range(5)]
+    for count in range(1, 6):
+        assert len(set(ids(spread(records, count)))) == count
+        assert "0" in ids(spread(records, count))
+
+
+FRONT = [
+    retrained("s", 100, 0.5, flops=10, latency_ms=1.0),
+    retrained("m", 200, 0.7, 0.8, flops=30, latency_ms=2.0),
+    retrained("l", 400, 0.9, flops=20, latency_ms=4.0),
+]
+
+
+@pytest.mark.parametrize(
+    ("budgets", "chosen", "fits"),
+    [
+        (Budgets(), "l", True),
+        (Budgets(max_params=400), "l", True),
+        (Budgets(max_params=399), "m", True),
+        (Budgets(max_params=200), "m", True),
+        (Budgets(max_params=199), "s", True),
+        (Budgets(max_params=100), "s", True),
+        (Budgets(max_params=99), "s", False),
+        (Budgets(max_flops=30), "l", True),
+        (Budgets(max_flops=19), "s", True),
+        (Budgets(max_flops=10), "s", True),
+        (Budgets(max_flops=9), "s", False),
+        (Budgets(max_latency_ms=4.0), "l", True),
+        (Budgets(max_latency_ms=3.9), "m", True),
+        (Budgets(max_latency_ms=0.9), "s", False),
+        (Budgets(min_accuracy=0.75), "l", True),  # m has it too: the most accurate is asked for
+        (Budgets(min_accuracy=0.75, max_params=200), "m", True),  # the mean of .7 and .8, exactly
+        (Budgets(min_accuracy=0.9), "l", True),
+        (Budgets(min_accuracy=0.91), "l", False),
+        (Budgets(max_params=399, max_flops=29), "s", True),
+        (Budgets(max_params=200, min_accuracy=0.8), "m", False),  # 6% of accuracy, not 100% params
+    ],
+)
+def test_pick_at_above_and_below_every_budget(budgets, chosen, fits):
+    for order in itertools.permutations(FRONT):
+        model, within = pick(order, budgets)
+        assert (model.id, within) == (chosen, fits)
+
+
+def test_pick_ignores_the_validation_accuracy_and_what_is_not_retrained():
+    only_searched = record("searched", 1, 0.99)
+    flattered = record("flattered", 1, 0.99, test_accuracy=(0.1,))
+    assert pick([only_searched, flattered, *FRONT], Budgets())[0].id == "l"
+    with pytest.raises(ValueError, match="retrained"):
+        pick([only_searched], Budgets())
+
+
+def test_ties_in_accuracy_go_to_the_cheaper_model():
+    tied = [retrained("dear", 300, 0.9), retrained("cheap", 150, 0.9), retrained("x", 200, 0.9)]
+    for order in itertools.permutations(tied):
+        assert pick(order, Budgets())[0].id == "cheap"
+
+
+def test_a_model_without_a_measured_latency_fits_no_latency_budget():
+    unmeasured = retrained("unmeasured", 10, 0.99)
+    model, fits = pick([unmeasured, *FRONT], Budgets(max_latency_ms=10.0))
+    assert (model.id, fits) == ("l", True)
+    assert pick([unmeasured], Budgets(max_latency_ms=1e9)) == (unmeasured, False)
+
+
+def test_excess_is_the_largest_relative_one():
+    budgets = Budgets(max_params=100, max_flops=15, min_accuracy=0.8)
+    assert budgets.excess(FRONT[0]) == pytest.approx(0.375)  # (.8 - .5) / .8
+    assert budgets.excess(FRONT[1]) == pytest.approx(1.0)  # flops 30 / 15, params 200 / 100
+    assert budgets.excess(FRONT[2]) == pytest.approx(3.0)  # params 400 / 100
+
+
+def test_the_knee_is_the_corner_of_a_hand_drawn_front():
+    # each step doubles the params; accuracy rises steeply to c, then hardly at all
+    front = [
+        retrained("a", 100, 0.50),
+        retrained("b", 200, 0.60),
+        retrained("c", 400, 0.90),
+        retrained("d", 800, 0.91),
+        retrained("e", 1600, 0.92),
+    ]
+    for seed in range(5):
+        random.Random(seed).shuffle(front)
+        assert knee(front).id == "c"
+
+
+def test_the_knee_is_judged_on_a_logarithmic_axis_of_params():
+    # log2: chord values 0, .5, 1, accuracies 0, .6, 1; on a linear axis x would be 1/11 and 5/11
+    front = [
+        retrained("a", 1, 0.0),
+        retrained("b", 2, 0.2),
+        retrained("c", 32, 0.9),
+        retrained("d", 64, 1.0),
+    ]
+    # above the chord: b .2 - 1/6 = .03, c .9 - 5/6 = .07; on a linear axis b .18, c .41
+    assert knee(front).id == "c"
+    front[1] = retrained("b", 2, 0.3)  # b .13 against c .07; on a linear axis c still leads
+    assert knee(front).id == "b"
+
+
+def test_the_knee_of_fewer_than_three_models_is_the_most_accurate():
+    assert knee(FRONT[:1]).id == "s"
+    assert knee(FRONT[1::-1]).id == "m"
+    with pytest.raises(ValueError, match="retrained"):
+        knee([record("searched", 1, 0.9)])
+
+
+def test_the_knee_is_not_moved_by_a_larger_model_that_is_worse():
+    worse = retrained("worse", 100_000, 0.85)
+    assert knee([*FRONT, worse]).id == knee(FRONT).id == "m"
+
+
+def test_the_knee_is_not_moved_by_a_worse_model_of_the_same_size():
+    worse = retrained("worse", 400, 0.1)
+    for order in itertools.permutations([*FRONT, worse]):
+        assert knee(order).id == "m"

@@ -1,0 +1,287 @@
+"""The report: self-contained, escaped, complete, deterministic, and honest about who won."""
+
+import csv
+import random
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from evaluation.drawing import count
+from evaluation.records import Cost, ModelRecord
+from evaluation.report import Baseline, DrawnBlock, Report, draw_block, write_report
+
+SVG = "{http://www.w3.org/2000/svg}"
+CELL = (
+    ((0, "dws_conv_3x3"), (1, "skip_connect")),
+    ((0, "max_pool_3x3"), (2, "sep_conv_5x5")),
+    ((1, "ghost_3x3"), (3, "dil_conv_3x3")),
+)
+BLOCKS = (
+    DrawnBlock("normal-0", "normal", 2, CELL, 5_410, 173_000, "darts, seed 0"),
+    DrawnBlock("reduction-1", "reduction", 2, CELL[:2], 840, 9_900, "darts, seed 1"),
+)
+
+
+def network(name: str, params: int, valid: float | None, *test: float) -> ModelRecord:
+    return ModelRecord(
+        id=name,
+        genome=(1, 0, 2),
+        blocks=("normal-0", "reduction-1"),
+        cost=Cost(params, 40 * params),
+        seed=0,
+        valid_accuracy=valid,
+        failure="loss is NaN" if valid is None else None,
+    ).retrained(test, tuple(range(len(test))))
+
+
+FRONT = (
+    network("aaa111", 1_234, 0.81, 0.80, 0.82),
+    network("bbb222", 12_345, 0.93),
+    network("ccc333", 1_234_567, 0.98, 0.95, 0.97),
+)
+DOMINATED = network("ddd444", 20_000, 0.7)
+FAILED = network("fff666", 30_000, None)
+NEAR_SMALL = network("small", 1_300, None, 0.78, 0.80)
+NEAR_LARGE = network("large", 1_000_000, None, 0.91, 0.93)
+REPORT = Report(
+    title="quickstart",
+    dataset="digits: 1,797 images, 10 classes, 1 x 8 x 8",
+    costs=("params",),
+    front=FRONT,
+    archive=(*FRONT, DOMINATED),
+    random_archive=tuple(network(f"r{i}", 2_000 * 3**i, 0.6 + 0.05 * i) for i in range(4)),
+    baselines=(Baseline("random blocks", (NEAR_SMALL, NEAR_LARGE)),),
+    blocks=BLOCKS,
+    hypervolume=(("NSGA-II", 0.93), ("random search", 0.91)),
+    reference="The reference point is error 1 and 2M params.",
+    spent=(("block search", "61 s"),),
+    facts=(("seed", "0"),),
+    config="data:\n  name: digits\n",
+)
+
+Write = Callable[..., str]
+
+
+@pytest.fixture
+def drawn(tmp_path: Path) -> Write:
+    """Write the report with some fields replaced, and return its page."""
+    return lambda **changes: write_report(replace(REPORT, **changes), tmp_path).read_text()
+
+
+@pytest.fixture
+def html(drawn: Write, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Do the same without drawing the fronts, which takes a second."""
+    monkeypatch.setattr("evaluation.report.draw_fronts", lambda *_, **__: b"")
+    return drawn
+
+
+def verdict(page: str) -> list[str]:
+    return re.findall(r'<li class="(?:good|bad|open)">(.*?)</li>', page)
+
+
+def random_cell(seed: int) -> DrawnBlock:
+    draw = random.Random(seed)
+    ops = ("skip_connect", "avg_pool_3x3", "dws_conv_5x5", "sep_conv_3x3", "ghost_3x3")
+    nodes = tuple(
+        tuple((source, draw.choice(ops)) for source in draw.sample(range(2 + node), 2))
+        for node in range(draw.randint(1, 6))
+    )
+    return DrawnBlock("cell", "normal", 2, nodes, 1, 1, "")
+
+
+def test_page_is_self_contained(drawn: Write):
+    page = drawn()
+    targets = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]*)""", page)
+    assert len(targets) > 2
+    assert all(target.startswith(("data:image/png;base64,", "#cell-")) for target in targets)
+    assert not re.search(r"<script|<link|@import|url\(", page)
+    assert page.count('src="data:image/png;base64,') == 2
+
+
+def test_text_from_data_is_escaped_everywhere(html: Write):
+    evil = "<script>alert('$x')</script>"
+    named = replace(FRONT[0], id=evil, blocks=(evil,))
+    block = DrawnBlock(evil, evil, 2, (((0, evil),),), 1, 1, evil)
+    page = html(
+        title=evil,
+        dataset=evil,
+        costs=("params",),
+        front=(named,),
+        baselines=(Baseline(evil, (replace(NEAR_SMALL, id=evil),)),),
+        blocks=(block,),
+        hypervolume=((evil, 0.5), ("random", 0.6)),
+        reference=evil,
+        spent=((evil, evil),),
+        facts=((evil, evil),),
+        config=evil,
+    )
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") >= 15
+
+
+def test_every_front_id_and_every_used_block_is_on_the_page(html: Write):
+    page = html()
+    for record in FRONT:
+        assert f"<code>{record.id}</code>" in page
+    for index, block in enumerate(BLOCKS):
+        assert f'<figure id="cell-{index}"><figcaption><b>{block.name}</b>' in page
+        assert draw_block(block) in page
+        assert page.count(f'<a href="#cell-{index}">{block.name}</a>') == len(FRONT) + 2
+
+
+def test_numbers_are_written_for_people(html: Write):
+    page = html()
+    assert "1.23k" in page and "12.3k" in page and "1.23M" in page
+    assert "96.00 % ± 1.41" in page  # 0.95 and 0.97
+    assert [count(n) for n in (840, 999, 1_000, 999_949, 999_950, 12e6)] == [
+        *("840", "999", "1.00k", "1.00M", "1.00M", "12.0M")
+    ]
+
+
+def test_csv_holds_the_numbers_of_the_front_exactly(tmp_path: Path):
+    measured = replace(FRONT[0], cost=Cost(7, 9, 1 / 3))
+    write_report(replace(REPORT, front=(measured, FRONT[1])), tmp_path)
+    with (tmp_path / "pareto.csv").open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert (first["id"], int(first["params"]), int(first["flops"])) == ("aaa111", 7, 9)
+    assert float(first["latency_ms"]) == 1 / 3
+    assert float(first["valid_accuracy"]) == measured.valid_accuracy
+    assert float(first["test_accuracy"]) == measured.test_accuracy_mean
+    assert float(first["test_accuracy_std"]) == measured.test_accuracy_std
+    assert (first["seeds"], first["genome"]) == ("0 1", "1 0 2")
+    assert first["blocks"].split() == list(measured.blocks)
+    unknown = ("latency_ms", "test_accuracy", "test_accuracy_std", "seeds")
+    assert [second[name] for name in unknown] == [""] * 4
+
+
+def test_failed_networks_are_counted_but_never_drawn(tmp_path: Path):
+    write_report(REPORT, tmp_path / "without")
+    page = write_report(
+        replace(REPORT, archive=(*REPORT.archive, FAILED)), tmp_path / "with"
+    ).read_text()
+    without, with_failed = (tmp_path / name / "pareto.png" for name in ("without", "with"))
+    assert without.read_bytes() == with_failed.read_bytes()
+    assert FAILED.id not in page
+    assert "Failed, and so not drawn: 1." in page
+
+
+def test_dominated_networks_are_drawn(tmp_path: Path):
+    write_report(REPORT, tmp_path / "with")
+    write_report(replace(REPORT, archive=FRONT), tmp_path / "without")
+    pictures = {(tmp_path / name / "pareto.png").read_bytes() for name in ("with", "without")}
+    assert len(pictures) == 2
+
+
+@pytest.mark.parametrize(
+    ("share", "rival", "outcome"),
+    [(0.93, 0.91, "beat"), (0.90, 0.91, "lost to"), (0.910001, 0.91, "tied with")],
+)
+def test_verdict_names_the_winner_by_hypervolume(
+    html: Write, share: float, rival: float, outcome: str
+):
+    page = html(hypervolume=(("NSGA-II", share), ("random search", rival)))
+    assert f"NSGA-II {outcome} random search at equal evaluations (4 each)" in verdict(page)[0]
+
+
+def test_verdict_says_when_evaluations_were_unequal(html: Write):
+    assert (
+        "at unequal evaluations (4 against 1)"
+        in verdict(html(random_archive=REPORT.random_archive[:1]))[0]
+    )
+
+
+def test_verdict_compares_with_the_baseline_of_nearest_params(html: Write):
+    # Each member beats its neighbour, although the small one is worse than the large baseline.
+    assert verdict(html())[1].startswith("The front beats random blocks: 2 of 2")
+
+
+def test_verdict_says_plainly_when_a_baseline_beats_a_member(html: Write):
+    better = replace(NEAR_LARGE, test_accuracy=(0.97, 0.99))
+    page = html(baselines=(Baseline("MobileNetV2", (NEAR_SMALL, better)),))
+    text = verdict(page)[1]
+    assert text.startswith("The front does not beat MobileNetV2: 1 of 2 retrained members is more")
+    assert text.endswith("Behind: ccc333 has 96.00 % against 98.00 %.")
+
+
+def test_equal_accuracy_does_not_count_as_a_win(html: Write):
+    same = replace(NEAR_LARGE, test_accuracy=FRONT[2].test_accuracy)
+    page = html(baselines=(Baseline("twin", (NEAR_SMALL, same)),))
+    assert "The front does not beat twin" in verdict(page)[1]
+
+
+def test_verdict_marks_wins_within_one_standard_deviation(html: Write):
+    noisy = replace(NEAR_LARGE, test_accuracy=(0.90, 1.0))
+    page = html(baselines=(Baseline("noisy", (NEAR_SMALL, noisy)),))
+    assert "1 of them by no more than one standard deviation" in verdict(page)[1]
+    assert "standard deviation" not in verdict(html(baselines=()))[0]
+
+
+def test_equal_reports_give_equal_bytes(tmp_path: Path):
+    for folder in ("one", "two"):
+        write_report(REPORT, tmp_path / folder)
+    for name in ("report.html", "pareto.csv", "pareto.png"):
+        one, two = (tmp_path / folder / name for folder in ("one", "two"))
+        assert one.read_bytes() == two.read_bytes()
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == [
+        *("pareto.csv", "pareto.png", "report.html")
+    ]
+
+
+def test_front_that_is_not_retrained_says_so(drawn: Write):
+    page = drawn(front=FRONT[1:2])
+    assert verdict(page)[1] == "No front member is retrained yet: nothing is tested."
+    assert "best mean test accuracy" not in page
+
+
+def test_one_seed_shows_no_deviation(drawn: Write):
+    page = drawn(front=(network("solo", 500, 0.9, 0.91),))
+    assert '91.00 % ± –</td><td class="n">1</td>' in page
+
+
+def test_one_network_alone_makes_a_report(drawn: Write):
+    page = drawn(
+        front=FRONT[1:2], archive=FRONT[1:2], random_archive=(), baselines=(), hypervolume=()
+    )
+    assert "<code>bbb222</code>" in page
+    assert verdict(page)[0] == "There is no random search to compare the search with."
+
+
+def test_search_where_everything_failed_makes_a_report(drawn: Write):
+    page = drawn(front=(), archive=(FAILED,), random_archive=(), baselines=(), blocks=())
+    assert page.count('<td colspan="8" class="none">none</td>') == 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_drawn_cell_has_one_label_per_edge_and_one_wire_per_edge_and_output(seed: int):
+    block = random_cell(seed)
+    root = ElementTree.fromstring(draw_block(block))
+    labels = [text.text for text in root.iter(f"{SVG}text") if text.get("class") == "op"]
+    assert sorted(map(str, labels)) == sorted(op for node in block.nodes for _, op in node)
+    assert len(list(root.iter(f"{SVG}path"))) == len(labels) + len(block.nodes)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_boxes_of_a_drawn_cell_stay_inside_and_never_overlap(seed: int):
+    root = ElementTree.fromstring(draw_block(random_cell(seed)))
+    boxes = [
+        [float(rect.get(name, "nan")) for name in ("x", "y", "width", "height")]
+        for rect in root.iter(f"{SVG}rect")
+    ]
+    for (ax, ay, aw, ah), (bx, by, bw, bh) in combinations(boxes, 2):
+        assert ax + aw <= bx or bx + bw <= ax or ay + ah <= by or by + bh <= ay
+    assert all(
+        x >= 0 and y >= 0 and x + w <= float(root.get("width", "0")) + 0.5 for x, y, w, _ in boxes
+    )
+
+
+def test_drawn_cell_reads_from_left_to_right():
+    root = ElementTree.fromstring(draw_block(BLOCKS[0]))
+    states = [text for text in root.iter(f"{SVG}text") if text.get("class") == "state"]
+    place = {"".join(text.itertext()): float(text.get("x", "nan")) for text in states}
+    assert list(place) == ["ck−2", "ck−1", "0", "1", "2", "ck"]
+    assert place["ck−2"] == place["ck−1"] < place["0"] < place["1"] < place["2"] < place["ck"]

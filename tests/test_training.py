@@ -1,0 +1,324 @@
+"""The supervised loop: it learns, it resumes bit for bit, it follows its schedule."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from evaluation.checkpoint import load_checkpoint, save_checkpoint
+from evaluation.data import AugmentConfig, Split
+from evaluation.errors import InputError
+from evaluation.training import (
+    TrainConfig,
+    TrainingError,
+    accuracy,
+    cosine,
+    epoch_generator,
+    seeded_model,
+    train,
+)
+
+PLAIN = AugmentConfig()
+
+
+class Stop(Exception):
+    """Stands for a kill."""
+
+
+def recipe(**changes):
+    fields = {
+        "epochs": 4,
+        "batch_size": 16,
+        "learning_rate": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "label_smoothing": 0.0,
+        "grad_clip": 5.0,
+        "warmup": 0.1,
+        **changes,
+    }
+    return TrainConfig(**fields)
+
+
+def halves(count=96, seed=0):
+    """Images of noise that are brighter on the left (label 0) or on the right (label 1)."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(2, (count,), generator=generator)
+    images = torch.randint(0, 120, (count, 1, 8, 8), generator=generator)
+    for image, label in zip(images, labels, strict=True):
+        image[:, :, 4 * label : 4 * label + 4] += 60
+    return Split(images.to(torch.uint8), labels, torch.tensor([0.35]), torch.tensor([0.15]))
+
+
+def net():
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64, 2),
+    )
+
+
+def state_of(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_loss_falls_and_unseen_images_of_a_separable_task_are_told_apart():
+    model, losses = seeded_model(net, 0, "cpu"), []
+    unseen = halves(seed=1)
+    before = accuracy(model, unseen)
+    train(
+        model,
+        halves(),
+        recipe(epochs=6),
+        seed=0,
+        augment=PLAIN,
+        on_epoch=lambda epoch, loss: losses.append((epoch, loss)),
+    )
+    assert [epoch for epoch, _ in losses] == [1, 2, 3, 4, 5, 6]
+    assert losses[0][1] > 2 * losses[-1][1]
+    assert accuracy(model, unseen) > 0.9 > before
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_a_resumed_training_equals_the_unbroken_one_bit_for_bit(tmp_path, stop):
+    augment = AugmentConfig(pad_px=1, flip=True, cutout_px=2)
+    split, config = halves(), recipe(label_smoothing=0.1)
+    unbroken = seeded_model(net, 0, "cpu")
+    train(unbroken, split, config, seed=3, augment=augment)
+
+    def kill(epoch, loss):
+        if epoch == stop:
+            raise Stop
+
+    checkpoint = tmp_path / "x.ckpt"
+    broken = seeded_model(net, 0, "cpu")
+    with pytest.raises(Stop):
+        train(
+            broken, split, config, seed=3, augment=augment, checkpoint=checkpoint, on_epoch=kill
+        )
+    assert not same(state_of(broken), state_of(unbroken))
+    torch.rand(7)  # global random state must not matter
+    resumed, epochs = seeded_model(net, 99, "cpu"), []
+    train(
+        resumed,
+        split,
+        config,
+        seed=3,
+        augment=augment,
+        checkpoint=checkpoint,
+        on_epoch=lambda epoch, loss: epochs.append(epoch),
+    )
+    assert epochs == list(range(stop + 1, 5))
+    assert same(state_of(resumed), state_of(unbroken))
+
+
+def test_a_finished_training_is_not_continued(tmp_path):
+    checkpoint = tmp_path / "x.ckpt"
+    model = seeded_model(net, 0, "cpu")
+    train(model, halves(), recipe(), seed=0, augment=PLAIN, checkpoint=checkpoint)
+    again, epochs = seeded_model(net, 1, "cpu"), []
+    train(
+        again,
+        halves(),
+        recipe(),
+        seed=0,
+        augment=PLAIN,
+        checkpoint=checkpoint,
+        on_epoch=lambda epoch, loss: epochs.append(epoch),
+    )
+    assert epochs == [] and same(state_of(again), state_of(model))
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
+    def weights(seed, start=0):
+        model = seeded_model(net, start, "cpu")
+        train(model, halves(), recipe(epochs=1), seed=seed, augment=PLAIN)
+        return state_of(model)
+
+    assert same(weights(0), weights(0))
+    assert not same(weights(0), weights(1))
+    assert not same(weights(0), weights(0, start=1))
+
+
+def test_a_seeded_model_depends_on_its_seed_alone_and_leaves_the_global_state():
+    torch.manual_seed(5)
+    expected_next = torch.rand(3)
+    torch.manual_seed(5)
+    first = state_of(seeded_model(net, 0, "cpu"))
+    assert torch.equal(torch.rand(3), expected_next)
+    assert same(state_of(seeded_model(net, 0, "cpu")), first)
+    assert not same(state_of(seeded_model(net, 1, "cpu")), first)
+
+
+def test_neither_seeds_nor_epochs_nor_streams_share_their_random_numbers():
+    draws = {
+        torch.randint(2**62, (1,), generator=epoch_generator(seed, epoch, stream)).item()
+        for seed in range(5)
+        for epoch in range(10)
+        for stream in range(3)
+    }
+    assert len(draws) == 150
+
+
+def test_the_cosine_falls_from_one_to_zero_after_a_warm_up_that_rises_in_a_line():
+    assert cosine(0.0) == 1.0
+    assert cosine(0.5) == pytest.approx(0.5)
+    assert cosine(1.0) == pytest.approx(0.0, abs=1e-12)
+    assert [cosine(p, 0.4) for p in (0.0, 0.1, 0.2, 0.4)] == pytest.approx([0, 0.25, 0.5, 1])
+    assert cosine(0.7, 0.4) == pytest.approx(0.5)
+    assert cosine(1.0, 0.4) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_learning_rate_of_every_step_follows_the_schedule():
+    used = []
+
+    def note(optimizer, args, kwargs):
+        used.extend(group["lr"] for group in optimizer.param_groups)
+
+    hook = register_optimizer_step_pre_hook(note)
+    try:
+        split = halves(count=37)  # two whole batches; the last five images are left out
+        config = recipe(epochs=2, learning_rate=0.2, warmup=0.4)
+        train(seeded_model(net, 0, "cpu"), split, config, seed=0, augment=PLAIN)
+    finally:
+        hook.remove()
+    # Steps at 1/5 .. 4/5 of the way: half of the warm-up, its end, then cos 60 and cos 120 degrees.
+    assert used == pytest.approx([0.1, 0.2, 0.15, 0.05])
+
+
+def test_the_last_learning_rate_is_near_zero_and_no_step_is_wasted_on_zero():
+    used = []
+    hook = register_optimizer_step_pre_hook(
+        lambda optimizer, args, kwargs: used.append(optimizer.param_groups[0]["lr"])
+    )
+    try:
+        config = recipe(epochs=10, learning_rate=1.0, warmup=0.1, momentum=0.0)
+        train(seeded_model(net, 0, "cpu"), halves(), config, seed=0, augment=PLAIN)
+    finally:
+        hook.remove()
+    assert len(used) == 60
+    assert all(rate > 0 for rate in used)
+    assert used[-1] < 0.002 and max(used) > 0.99 and used[0] < 0.2
+
+
+def test_weight_decay_reaches_the_weights_and_clipping_bounds_a_step():
+    def moved(**changes):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+        with torch.no_grad():
+            model[1].weight.fill_(1.0)
+        before = state_of(model)
+        config = recipe(epochs=1, batch_size=96, momentum=0.0, warmup=0.0, **changes)
+        train(model, halves(), config, seed=0, augment=PLAIN)
+        after = state_of(model)
+        return torch.cat([(after[k] - before[k]).flatten() for k in before]).norm().item()
+
+    # One step at half of the rate; the gradient of that network is far longer than 0.01.
+    assert moved(grad_clip=0.01, weight_decay=0.0) == pytest.approx(0.05 * 0.01, rel=1e-3)
+    # Decay of 128 weights of 1 alone would move them by 0.05 * 0.5 * sqrt(128).
+    assert moved(grad_clip=1e-9, weight_decay=0.5) == pytest.approx(0.05 * 0.5 * 128**0.5, rel=1e-3)
+
+
+def test_training_switches_the_model_to_training_mode_and_accuracy_back():
+    model = seeded_model(net, 0, "cpu").eval()
+    train(model, halves(), recipe(epochs=1), seed=0, augment=PLAIN)
+    assert not torch.equal(model[1].running_mean, torch.zeros(4))  # it saw batches in train mode
+    before = state_of(model)
+    accuracy(model, halves())
+    assert same(state_of(model), before)
+
+
+class Constant(nn.Module):
+    """Says class 1 for every image, whatever it shows."""
+
+    def forward(self, x):
+        return torch.tensor([0.0, 1.0]).expand(len(x), 2)
+
+
+def test_accuracy_counts_every_image_once_also_those_of_a_short_last_batch():
+    split = halves(count=1003)
+    expected = float((split.labels == 1).sum()) / 1003
+    assert accuracy(Constant(), split) == pytest.approx(expected, abs=1e-9)
+    one = Split(split.images[:1], torch.tensor([1]), split.mean, split.std)
+    assert accuracy(Constant(), one) == 1.0
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_with_its_epoch(tmp_path):
+    checkpoint = tmp_path / "x.ckpt"
+    model = seeded_model(net, 0, "cpu")
+    with torch.no_grad():
+        model[4].bias.fill_(math.nan)
+    with pytest.raises(TrainingError, match="nan in epoch 1"):
+        train(model, halves(), recipe(), seed=0, augment=PLAIN, checkpoint=checkpoint)
+    assert not checkpoint.exists()
+
+
+def test_a_network_that_answers_nan_has_no_accuracy():
+    model = seeded_model(net, 0, "cpu")
+    with torch.no_grad():
+        model[4].bias.fill_(math.nan)
+    with pytest.raises(TrainingError, match="logit"):
+        accuracy(model, halves())
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off", b"\x80\x02K."])
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "seed-0.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"seed-0\.ckpt: damaged checkpoint"):
+        load_checkpoint(path)
+
+
+def test_a_truncated_checkpoint_is_refused_by_name(tmp_path):
+    path = tmp_path / "seed-0.ckpt"
+    save_checkpoint(path, {"x": torch.arange(1000)})
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(InputError, match=r"seed-0\.ckpt"):
+        load_checkpoint(path)
+
+
+class Payload:
+    """Pickles as a call; a loader that obeys it would leave a mark."""
+
+    mark = None
+
+    def __reduce__(self):
+        return Payload._run, ()
+
+    @staticmethod
+    def _run():
+        Payload.mark = "executed"
+        return Payload()
+
+
+def test_a_checkpoint_with_code_in_it_is_refused_and_the_code_not_run(tmp_path):
+    path = tmp_path / "x.ckpt"
+    torch.save({"model": Payload()}, path)
+    with pytest.raises(InputError, match="damaged"):
+        load_checkpoint(path)
+    assert Payload.mark is None
+
+
+def test_a_training_checkpoint_holds_only_what_loads_without_pickle(tmp_path):
+    path = tmp_path / "x.ckpt"
+    train(
+        seeded_model(net, 0, "cpu"),
+        halves(),
+        recipe(epochs=1),
+        seed=0,
+        augment=PLAIN,
+        checkpoint=path,
+    )
+    state = torch.load(path, weights_only=True)
+    assert state["epoch"] == 1
+    assert "0.weight" in state["model"]
+    momenta = state["optimizer"]["state"].values()
+    assert all(m["momentum_buffer"].abs().sum() > 0 for m in momenta) and len(momenta) == 5
+    assert load_checkpoint(tmp_path / "none.ckpt") is None
