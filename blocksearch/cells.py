@@ -1,5 +1,7 @@
 """MixedCell (searching) and DiscreteCell (found), side by side because they must agree."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -82,7 +84,8 @@ class MixedCell(nn.Module):
         for node in range(self.space.nodes):
             outputs = []
             for source in range(self.space.inputs + node):
-                for o, op in enumerate(self.edges[e]):  # type: ignore[arg-type]
+                ops: Any = self.edges[e]
+                for o, op in enumerate(ops):
                     if not isinstance(op, Zero) and (active is None or active[e][o]):
                         outputs.append(gates.apply(weight[e, o], op(states[source])))
                 e += 1

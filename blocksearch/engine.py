@@ -121,7 +121,7 @@ class WeightStep:
             group["lr"] = low + (high - low) * cosine(progress)
         loss = nn.functional.cross_entropy(self.supernet(images, gates), labels)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.supernet.parameters(), self.config.grad_clip)
         self.optimizer.step()
         return loss.detach()

@@ -78,7 +78,7 @@ def enhanced_softmax(
     """
     if tau <= 0 or not 0 <= gamma <= 1:
         raise ValueError(f"tau must be > 0 and gamma in [0, 1], got {tau} and {gamma}")
-    probabilities: Tensor = EnhancedSoftmax.apply(alphas, tau, gamma, match_norm)  # type: ignore[no-untyped-call]
+    probabilities: Tensor = EnhancedSoftmax.apply(alphas, tau, gamma, match_norm)
     return probabilities
 
 

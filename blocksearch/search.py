@@ -149,7 +149,7 @@ def make_strategy(
         InputError: If the supernet has too few cells for the stages.
     """
     supernet = build_supernet(config, dataset, stages, one.seed)
-    supernet.to(device=device, memory_format=torch.channels_last)
+    supernet.to(device).to(memory_format=torch.channels_last)
     op_costs = supernet.op_costs(config.complexity_cost).to(device)
     strategy = STRATEGIES[one.strategy]
     return strategy(
@@ -217,7 +217,7 @@ def search_blocks(
     for name, result in run_tasks(run_search, tasks, min(workers, max(1, len(tasks)))):
         if isinstance(result, WorkerDied):
             raise InputError(f"block search {name}: {result}; is there enough memory?")
-    found = []
+    found: list[FoundCell] = []
     failures = []
     for one in searches:
         path = _result_path(context.folder, one)

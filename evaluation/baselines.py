@@ -3,6 +3,7 @@
 import functools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -55,8 +56,7 @@ class MobileNetV2:
                 for i, (t, c, n, _) in enumerate(INVERTED_RESIDUALS)
             ],
         )
-        features = model.get_submodule("features")
-        assert isinstance(features, nn.Sequential)
+        features: Any = model.get_submodule("features")
         stem = features[0][0]
         features[0][0] = nn.Conv2d(self.image_shape[0], stem.out_channels, 3, padding=1, bias=False)
         last = max(8, round(LAST_CHANNELS * self.width / 8) * 8)

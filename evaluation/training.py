@@ -63,7 +63,7 @@ def seeded_model(build: Callable[[], nn.Module], seed: int, device: str) -> nn.M
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build()
-    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.to(device).to(memory_format=torch.channels_last)
 
 
 def train(

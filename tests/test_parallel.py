@@ -37,9 +37,7 @@ def fail(x):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_task_gives_its_result_once(workers):
     results = list(run_tasks(square, {f"k{i}": (i,) for i in range(6)}, workers))
-    assert sorted((key, value[0]) for key, value in results) == [
-        (f"k{i}", i * i) for i in range(6)
-    ]
+    assert sorted((key, value[0]) for key, value in results) == [(f"k{i}", i * i) for i in range(6)]
     elsewhere = {pid for _, (_, pid, _) in results} - {os.getpid()}
     assert bool(elsewhere) == (workers > 1)
     assert {threads for _, (_, _, threads) in results} == {1}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.drawing import count
+from evaluation.plots import count
 from evaluation.records import Cost, ModelRecord
 from evaluation.report import Baseline, DrawnBlock, Report, draw_block, write_report
 
@@ -195,27 +195,32 @@ def test_verdict_says_when_evaluations_were_unequal(html: Write):
     )
 
 
-def test_verdict_compares_with_the_baseline_of_nearest_params(html: Write):
-    # Each member beats its neighbour, although the small one is worse than the large baseline.
-    assert verdict(html())[1].startswith("The front beats random blocks: 2 of 2")
+def test_verdict_compares_a_baseline_with_the_largest_member_of_no_more_params(html: Write):
+    # `large` has fewer params than ccc333, so aaa111 is what a user would take in its place.
+    text = verdict(html())[1]
+    assert text.startswith("The front does not beat random blocks: for 1 of 2 networks")
+    assert text.endswith("Ahead of it: large has 92.00 % against 81.00 % of aaa111.")
 
 
-def test_verdict_says_plainly_when_a_baseline_beats_a_member(html: Write):
-    better = replace(NEAR_LARGE, test_accuracy=(0.97, 0.99))
-    page = html(baselines=(Baseline("MobileNetV2", (NEAR_SMALL, better)),))
-    text = verdict(page)[1]
-    assert text.startswith("The front does not beat MobileNetV2: 1 of 2 retrained members is more")
-    assert text.endswith("Behind: ccc333 has 96.00 % against 98.00 %.")
+def test_verdict_allows_a_member_of_a_few_more_params(html: Write):
+    almost = replace(NEAR_LARGE, cost=Cost(1_200_000, 1))
+    page = html(baselines=(Baseline("random blocks", (NEAR_SMALL, almost)),))
+    assert verdict(page)[1].startswith("The front beats random blocks: for 2 of 2 networks")
+
+
+def test_a_baseline_smaller_than_every_member_is_not_compared(html: Write):
+    page = html(baselines=(Baseline("tiny", (replace(NEAR_SMALL, cost=Cost(100, 1)),)),))
+    assert verdict(page)[1] == "No retrained member is as small as tiny: not compared."
 
 
 def test_equal_accuracy_does_not_count_as_a_win(html: Write):
-    same = replace(NEAR_LARGE, test_accuracy=FRONT[2].test_accuracy)
+    same = replace(NEAR_LARGE, cost=FRONT[2].cost, test_accuracy=FRONT[2].test_accuracy)
     page = html(baselines=(Baseline("twin", (NEAR_SMALL, same)),))
     assert "The front does not beat twin" in verdict(page)[1]
 
 
 def test_verdict_marks_wins_within_one_standard_deviation(html: Write):
-    noisy = replace(NEAR_LARGE, test_accuracy=(0.90, 1.0))
+    noisy = replace(NEAR_LARGE, cost=FRONT[2].cost, test_accuracy=(0.90, 1.0))
     page = html(baselines=(Baseline("noisy", (NEAR_SMALL, noisy)),))
     assert "1 of them by no more than one standard deviation" in verdict(page)[1]
     assert "standard deviation" not in verdict(html(baselines=()))[0]

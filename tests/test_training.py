@@ -101,9 +101,7 @@ def test_a_resumed_training_equals_the_unbroken_one_bit_for_bit(tmp_path, stop):
     checkpoint = tmp_path / "x.ckpt"
     broken = seeded_model(net, 0, "cpu")
     with pytest.raises(Stop):
-        train(
-            broken, split, config, seed=3, augment=augment, checkpoint=checkpoint, on_epoch=kill
-        )
+        train(broken, split, config, seed=3, augment=augment, checkpoint=checkpoint, on_epoch=kill)
     assert not same(state_of(broken), state_of(unbroken))
     torch.rand(7)  # global random state must not matter
     resumed, epochs = seeded_model(net, 99, "cpu"), []
@@ -226,6 +224,21 @@ def test_weight_decay_reaches_the_weights_and_clipping_bounds_a_step():
     assert moved(grad_clip=1e-9, weight_decay=0.5) == pytest.approx(0.05 * 0.5 * 128**0.5, rel=1e-3)
 
 
+def test_every_epoch_shows_all_images_in_an_order_of_its_own():
+    seen = []
+
+    class Watched(nn.Linear):
+        def forward(self, x):
+            seen.append(x.flatten(1).sum(dim=1).tolist())
+            return super().forward(x.flatten(1))
+
+    config = recipe(epochs=3, batch_size=32)
+    train(Watched(64, 2), halves(), config, seed=0, augment=PLAIN)
+    epochs = [sum(seen[start : start + 3], []) for start in (0, 3, 6)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
 def test_training_switches_the_model_to_training_mode_and_accuracy_back():
     model = seeded_model(net, 0, "cpu").eval()
     train(model, halves(), recipe(epochs=1), seed=0, augment=PLAIN)
@@ -268,7 +281,7 @@ def test_a_network_that_answers_nan_has_no_accuracy():
         accuracy(model, halves())
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off", b"\x80\x02K."])
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 cut off", b"\x80\x02K."])
 def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, content):
     path = tmp_path / "seed-0.ckpt"
     path.write_bytes(content)

@@ -5,7 +5,7 @@ the training loss, in turns. The first-order form takes the weights as they are 
 Defaults are those of the released code.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -15,18 +15,21 @@ from blocksearch.engine import Batch, Cells, SearchSetup, StrategyConfig, Weight
 from blocksearch.relaxation import Gates, derive_strongest
 
 
+class DartsConfig(StrategyConfig):
+    """Adam on the alphas."""
+
+    alpha_learning_rate: float = Field(default=3e-4, gt=0)
+    alpha_weight_decay: float = Field(default=1e-3, ge=0)
+    alpha_beta1: float = Field(default=0.5, ge=0, lt=1)
+    alpha_beta2: float = Field(default=0.999, ge=0, lt=1)
+
+
 class Darts:
     """Alternates one Adam step on the alphas with one SGD step on the weights."""
 
-    class Config(StrategyConfig):
-        """Adam on the alphas."""
+    Config: ClassVar[type[StrategyConfig]] = DartsConfig
 
-        alpha_learning_rate: float = Field(default=3e-4, gt=0)
-        alpha_weight_decay: float = Field(default=1e-3, ge=0)
-        alpha_beta1: float = Field(default=0.5, ge=0, lt=1)
-        alpha_beta2: float = Field(default=0.999, ge=0, lt=1)
-
-    def __init__(self, setup: SearchSetup, config: Config, generator: torch.Generator):
+    def __init__(self, setup: SearchSetup, config: DartsConfig, generator: torch.Generator):
         self.setup = setup
         self.supernet = setup.supernet
         self.alphas = setup.new_alphas(generator)

@@ -16,7 +16,7 @@ straight through), and a falling temperature `tau` to `tau_end` (with gamma = 0)
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -26,27 +26,32 @@ from blocksearch.engine import Batch, Cells, SearchSetup, StrategyConfig, Weight
 from blocksearch.relaxation import DERIVATIONS, Gates, enhanced_softmax, expected_cost
 
 
+class EnhancedGradientConfig(StrategyConfig):
+    """gamma, the complexity term, and the optimizer of the alphas."""
+
+    gamma: float = Field(default=1.0, ge=0, le=1)
+    match_norm: bool = False
+    tau: float = Field(default=1.0, gt=0)
+    tau_end: float = Field(default=1.0, gt=0)
+    complexity_weight: float = Field(default=0.0, ge=0)
+    warmup: float = Field(default=0.3, ge=0, lt=1)
+    alpha_optimizer: Literal["sgd", "adam"] = "sgd"
+    alpha_learning_rate: float = Field(default=0.5, gt=0)
+    alpha_momentum: float = Field(default=0.0, ge=0, lt=1)
+    alpha_weight_decay: float = Field(default=0.0, ge=0)
+    derivation: Literal["strongest", "sparse"] = "strongest"
+    unscaled_weight_gradient: bool = False
+    one_hot: bool = False
+
+
 class EnhancedGradient:
     """Alternates one step on the weights with one enhanced step on the alphas."""
 
-    class Config(StrategyConfig):
-        """gamma, the complexity term, and the optimizer of the alphas."""
+    Config: ClassVar[type[StrategyConfig]] = EnhancedGradientConfig
 
-        gamma: float = Field(default=1.0, ge=0, le=1)
-        match_norm: bool = False
-        tau: float = Field(default=1.0, gt=0)
-        tau_end: float = Field(default=1.0, gt=0)
-        complexity_weight: float = Field(default=0.0, ge=0)
-        warmup: float = Field(default=0.3, ge=0, lt=1)
-        alpha_optimizer: Literal["sgd", "adam"] = "sgd"
-        alpha_learning_rate: float = Field(default=0.5, gt=0)
-        alpha_momentum: float = Field(default=0.0, ge=0, lt=1)
-        alpha_weight_decay: float = Field(default=0.0, ge=0)
-        derivation: Literal["strongest", "sparse"] = "strongest"
-        unscaled_weight_gradient: bool = False
-        one_hot: bool = False
-
-    def __init__(self, setup: SearchSetup, config: Config, generator: torch.Generator):
+    def __init__(
+        self, setup: SearchSetup, config: EnhancedGradientConfig, generator: torch.Generator
+    ):
         self.setup = setup
         self.supernet = setup.supernet
         self.config = config
@@ -109,7 +114,7 @@ class EnhancedGradient:
         self.weight_step.load_state_dict(state["weights"])
 
 
-def _sgd(alphas: Tensor, config: EnhancedGradient.Config) -> torch.optim.Optimizer:
+def _sgd(alphas: Tensor, config: EnhancedGradientConfig) -> torch.optim.Optimizer:
     return torch.optim.SGD(
         [alphas],
         lr=config.alpha_learning_rate,
@@ -118,7 +123,7 @@ def _sgd(alphas: Tensor, config: EnhancedGradient.Config) -> torch.optim.Optimiz
     )
 
 
-def _adam(alphas: Tensor, config: EnhancedGradient.Config) -> torch.optim.Optimizer:
+def _adam(alphas: Tensor, config: EnhancedGradientConfig) -> torch.optim.Optimizer:
     return torch.optim.Adam(
         [alphas],
         lr=config.alpha_learning_rate,
@@ -127,7 +132,7 @@ def _adam(alphas: Tensor, config: EnhancedGradient.Config) -> torch.optim.Optimi
     )
 
 
-ALPHA_OPTIMIZERS: dict[str, Callable[[Tensor, EnhancedGradient.Config], torch.optim.Optimizer]] = {
+ALPHA_OPTIMIZERS: dict[str, Callable[[Tensor, EnhancedGradientConfig], torch.optim.Optimizer]] = {
     "sgd": _sgd,
     "adam": _adam,
 }

@@ -1,0 +1,191 @@
+"""Stage one as a whole: its config, its sweeps, and searches that fail, resume or are damaged."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from blocksearch.library import BlockLibrary
+from blocksearch.ops import DARTS_OPS, LIGHT_OPS
+from blocksearch.search import BlockSearchConfig, SearchContext, build_supernet, search_blocks
+from blocksearch.space import KINDS
+from evaluation.data import DataConfig, load_dataset
+from evaluation.errors import InputError
+from evaluation.metrics import read_metrics
+
+DIGITS = DataConfig(name="digits", max_train_images=120)
+
+
+def config(**changes: Any) -> BlockSearchConfig:
+    settings = {
+        "ops": ("none", "skip_connect", "dws_conv_3x3"),
+        "nodes": 2,
+        "edges_per_node": 2,
+        "channels": 4,
+        "cells": 2,
+        "epochs": 1,
+        "batch_size": 32,
+        "seeds": (0,),
+        "complexity_cost": "params",
+        "weights": {
+            "learning_rate": 0.1,
+            "learning_rate_end": 0.01,
+            "momentum": 0.9,
+            "weight_decay": 3e-4,
+            "grad_clip": 5.0,
+        },
+        "strategies": {"darts": {}},
+    }
+    return BlockSearchConfig(**(settings | changes))
+
+
+def context(folder: Path, **changes: Any) -> SearchContext:
+    return SearchContext(
+        config=config(**changes),
+        data=DIGITS,
+        data_seed=0,
+        stages=2,
+        device="cpu",
+        folder=folder / "blocks",
+        metrics=folder / "metrics.jsonl",
+    )
+
+
+def test_the_two_op_sets_are_known_by_name():
+    assert config(ops="darts").space.ops == DARTS_OPS
+    assert config(ops="light").space.ops == LIGHT_OPS
+    assert config(ops=["none", "ghost_3x3"], nodes=3).space.ops == ("none", "ghost_3x3")
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"strategies": {"dart": {}}}, r"'dart'; there are darts, enhanced_gradient"),
+        ({"strategies": {"darts": {"alpha_lr": 1}}}, r"strategies\.darts\.alpha_lr"),
+        ({"strategies": {"enhanced_gradient": {"gamma": 2}}}, r"enhanced_gradient\.gamma"),
+        ({"strategies": {"enhanced_gradient": {"gamma": [1, 2]}}}, r"enhanced_gradient\.gamma"),
+        ({"strategies": {"enhanced_gradient": {"derivation": "best"}}}, "derivation"),
+        ({"strategies": {"enhanced_gradient": {"gamma": []}}}, "gamma"),
+        ({"strategies": {}}, "strategies"),
+        ({"ops": ("none", "conv_9x9")}, r"unknown \['conv_9x9'\]"),
+        ({"ops": ("none",)}, "besides 'none'"),
+        ({"channels": 6}, "channels"),
+        ({"complexity_cost": "latency"}, "complexity_cost"),
+        ({"epoch": 3}, "epoch"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_its_name(changes, named):
+    with pytest.raises(ValidationError, match=named):
+        config(**changes)
+
+
+def test_settings_given_as_lists_are_swept():
+    sweep = config(
+        strategies={
+            "darts": {},
+            "enhanced_gradient": {"gamma": [0.0, 1.0], "complexity_weight": [0, 0.3, 1], "tau": 2},
+        },
+        seeds=(0, 4),
+    )
+    searches = sweep.searches(seed=3)
+    assert len(searches) == (1 + 2 * 3) * 2
+    assert len({one.name for one in searches}) == len(searches)
+    assert searches[0].name == "darts-s0"
+    assert searches[2].name == "enhanced_gradient-gamma=0.0-complexity_weight=0-s0"
+    swept = {(d["gamma"], d["complexity_weight"]) for d in (dict(s.settings) for s in searches[2:])}
+    assert swept == {(g, w) for g in (0.0, 1.0) for w in (0, 0.3, 1)}
+    assert all(dict(one.settings)["tau"] == 2 for one in searches[2:])
+
+
+def test_the_seeds_of_two_runs_do_not_meet():
+    one = config(seeds=(0, 1, 2))
+    drawn = [search.seed for seed in range(3) for search in one.searches(seed)]
+    assert len(set(drawn)) == 9
+
+
+def test_too_few_cells_for_the_stages_are_a_wrong_input():
+    dataset = load_dataset(DIGITS, 0)
+    with pytest.raises(InputError, match=r"blocksearch\.cells: 3 stages need at least 3"):
+        build_supernet(config(cells=2), dataset, stages=3, seed=0)
+
+
+def test_the_seed_alone_decides_the_first_weights():
+    dataset = load_dataset(DIGITS, 0)
+
+    def weights(seed: int, global_seed: int) -> torch.Tensor:
+        with torch.random.fork_rng():
+            torch.manual_seed(global_seed)
+            return build_supernet(config(), dataset, stages=2, seed=seed).classifier.weight
+
+    assert torch.equal(weights(0, 1), weights(0, 2))
+    assert not torch.equal(weights(0, 1), weights(1, 1))
+
+
+def test_every_strategy_gives_blocks_of_both_kinds_and_a_second_call_searches_no_more(tmp_path):
+    both = context(tmp_path, strategies={"darts": {}, "enhanced_gradient": {"warmup": 0}})
+    library = search_blocks(both, seed=0, workers=1)
+    found_by = {search for block in library.blocks for search in block.searches}
+    assert found_by == {"darts-s0", "enhanced_gradient-s0"}
+    for kind in KINDS:
+        assert library.names(kind)
+        for name in library.names(kind):
+            both.config.space.check(library[name].cell)
+            assert 0 <= library[name].score <= 1
+    assert sorted(path.name for path in both.folder.iterdir()) == [
+        "darts-s0.json",
+        "enhanced_gradient-s0.json",
+    ]
+    events = read_metrics(both.metrics)
+    assert {event["task"] for event in events if "train_loss" in event} == found_by
+
+    times = {path: path.stat().st_mtime_ns for path in both.folder.iterdir()}
+    assert search_blocks(both, seed=0, workers=1).blocks == library.blocks
+    assert {path: path.stat().st_mtime_ns for path in both.folder.iterdir()} == times
+
+    (both.folder / "darts-s0.json").unlink()
+    assert search_blocks(both, seed=0, workers=1).blocks == library.blocks
+    enhanced = both.folder / "enhanced_gradient-s0.json"
+    assert enhanced.stat().st_mtime_ns == times[enhanced]
+
+
+def test_a_search_that_diverges_leaves_its_failure_and_the_others_go_on(tmp_path):
+    sweep = {"warmup": 0, "alpha_learning_rate": [1e300, 0.5]}
+    diverging = context(tmp_path, strategies={"enhanced_gradient": sweep})
+    said: list[str] = []
+    library = search_blocks(diverging, seed=0, workers=1, say=said.append)
+    assert isinstance(library, BlockLibrary)
+    assert {search for block in library.blocks for search in block.searches} == {
+        "enhanced_gradient-alpha_learning_rate=0.5-s0"
+    }
+    failed = "enhanced_gradient-alpha_learning_rate=1e+300-s0"
+    result = json.loads((diverging.folder / f"{failed}.json").read_text())
+    assert "diverged in epoch 1" in result["failure"]
+    assert len(said) == 1 and failed in said[0]
+
+
+def test_when_every_search_diverges_the_reasons_are_told(tmp_path):
+    weights = config().weights.model_dump() | {"learning_rate": 1e30, "grad_clip": 1e30}
+    with pytest.raises(InputError, match=r"every block search failed: darts-s0: .*diverged"):
+        search_blocks(context(tmp_path, weights=weights), seed=0, workers=1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"search": "darts-s0", "candidates": 3}',
+        '{"search": "darts-s0", "candidates": [{"cells": {"normal": {}}, "score": 1}]}',
+        '{"search": "darts-s0", "candidates": [{"cells": [], "score": 1}]}',
+    ],
+)
+def test_a_damaged_result_is_refused_naming_the_file(text, tmp_path):
+    one = context(tmp_path)
+    one.folder.mkdir()
+    (one.folder / "darts-s0.json").write_text(text)
+    with pytest.raises(InputError, match=r"darts-s0\.json"):
+        search_blocks(one, seed=0, workers=1)

@@ -1,0 +1,245 @@
+"""From genome to record: budgets first, each network once, failures told apart from bugs."""
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import netsearch.estimate
+from blocksearch.ops import LIGHT_OPS
+from blocksearch.space import SearchSpace
+from evaluation.data import DataConfig, Dataset, Split
+from evaluation.metrics import read_metrics
+from evaluation.parallel import WorkerDied
+from evaluation.records import Archive, Cost, ModelRecord
+from evaluation.training import TrainConfig, TrainingContext
+from netsearch.estimate import Evaluator, Limits, estimate
+from netsearch.genome import GenomeSpace
+
+SPACE = GenomeSpace(2, depths=(1, 2), widths=(4, 8), normal=("n0", "n1"), reduction=("r0",))
+SMALL, LARGE = (0,) * 7, (1, 1, 1, 1, 0, 0, 0)
+TWINS = (0, 0, 0, 0, 0, 0, 0), (0, 0, 0, 0, 1, 1, 0)  # n0 and n1 are one cell
+BLANK = ModelRecord("x", (0,), ("n0",), Cost(1, 1), seed=0)
+
+
+def recipe(**changes):
+    fields = {
+        "epochs": 3,
+        "batch_size": 20,
+        "learning_rate": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+        "label_smoothing": 0.0,
+        "grad_clip": 5.0,
+        "warmup": 0.1,
+        **changes,
+    }
+    return TrainConfig(**fields)
+
+
+def context(tmp_path, **changes):
+    data = DataConfig(name="digits")
+    return TrainingContext(data, 0, recipe(**changes), "cpu", tmp_path / "metrics.jsonl")
+
+
+def halves(count, seed, flipped=False):
+    """Images that are brighter on the left or on the right; `flipped` exchanges the labels."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(2, (count,), generator=generator)
+    images = torch.randint(0, 60, (count, 1, 8, 8), generator=generator)
+    for image, label in zip(images, labels, strict=True):
+        image[:, :, 4 * label : 4 * label + 4] += 100
+    labels = 1 - labels if flipped else labels
+    return Split(images.to(torch.uint8), labels, torch.tensor([0.3]), torch.tensor([0.2]))
+
+
+@pytest.fixture
+def tiny_data(monkeypatch):
+    """A data set whose train and test splits are missing, so that no one can read them."""
+
+    def install(valid=None):
+        dataset = Dataset(
+            name="halves",
+            class_names=("left", "right"),
+            search_train=halves(100, seed=0),
+            search_valid=valid or halves(80, seed=1),
+            train=None,
+            test=None,
+            fingerprint="",
+        )
+        monkeypatch.setattr(
+            netsearch.estimate, "worker_dataset", lambda config, seed, device: dataset
+        )
+
+    install()
+    return install
+
+
+def linear():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Replace the training; the ids of what would be trained are listed."""
+    ids = []
+
+    def fake(record, build, context):
+        ids.append(record.id)
+        return replace(record, valid_accuracy=0.5)
+
+    monkeypatch.setattr(netsearch.estimate, "estimate", fake)
+    return ids
+
+
+def evaluator_of(**changes):
+    generator, space = random.Random(0), SearchSpace(LIGHT_OPS, nodes=2)
+    normal, reduction = space.random_cell(generator), space.random_cell(generator)
+    fields = {
+        "space": SPACE,
+        "cells": {"n0": normal, "n1": normal, "r0": reduction},
+        "image_shape": (1, 8, 8),
+        "classes": 10,
+        "limits": Limits(),
+        "context": None,
+        "seed": 7,
+        "workers": 1,
+        **changes,
+    }
+    return Evaluator(**fields)
+
+
+def test_the_accuracy_is_that_on_unseen_validation_images(tiny_data, tmp_path):
+    good = estimate(BLANK, linear, context(tmp_path))
+    assert good.failure is None and good.valid_accuracy > 0.9
+    tiny_data(valid=halves(80, seed=1, flipped=True))
+    # What was learnt is right for search_train and so wrong for these labels.
+    assert estimate(BLANK, linear, context(tmp_path)).valid_accuracy == pytest.approx(
+        1 - good.valid_accuracy
+    )
+    assert replace(good, valid_accuracy=None) == BLANK
+
+
+def test_the_same_seed_gives_the_same_record_and_another_seed_another_training(tiny_data, tmp_path):
+    tiny_data(valid=halves(2000, seed=1))
+    weak = context(tmp_path, epochs=1, learning_rate=0.002)
+    first = estimate(BLANK, linear, weak)
+    assert estimate(BLANK, linear, weak) == first
+    assert estimate(replace(BLANK, seed=1), linear, weak).valid_accuracy != first.valid_accuracy
+
+
+def test_an_evaluation_leaves_its_accuracy_in_the_log_but_no_checkpoint(tiny_data, tmp_path):
+    record = estimate(BLANK, linear, context(tmp_path))
+    events = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(e["stage"], e["task"]) for e in events] == [("networks", "x")]
+    assert events[0]["valid_accuracy"] == record.valid_accuracy
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_network_that_diverges_is_a_failure_without_an_accuracy(tiny_data, tmp_path):
+    def broken():
+        model = linear()
+        nn.init.constant_(model[1].weight, float("nan"))
+        return model
+
+    record = estimate(BLANK, broken, context(tmp_path))
+    assert record.valid_accuracy is None
+    assert record.failure.startswith("TrainingError: the loss is nan")
+
+
+@pytest.mark.parametrize(
+    ("error", "failure"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"), "CUDA out of memory."),
+        (MemoryError(), "MemoryError"),
+        (ValueError("ghost_3x3 needs an even number of channels, got 3"), "ghost_3x3"),
+    ],
+)
+def test_a_network_that_cannot_be_built_is_a_failure_in_one_line(
+    tiny_data, tmp_path, error, failure
+):
+    def build():
+        raise error
+
+    record = estimate(BLANK, build, context(tmp_path))
+    assert record.valid_accuracy is None
+    assert failure in record.failure and "\n" not in record.failure
+    assert ModelRecord.from_json(record.to_json()) == record
+
+
+def test_a_bug_is_no_failure_of_a_network(tiny_data, tmp_path):
+    def build():
+        raise KeyError("bug")
+
+    with pytest.raises(KeyError):
+        estimate(BLANK, build, context(tmp_path))
+
+
+def test_a_found_network_learns_the_digits(tmp_path):
+    archive = Archive(tmp_path / "archive.jsonl")
+    trainer = context(tmp_path, batch_size=64)
+    evaluator_of(context=trainer).evaluate([SMALL], archive)
+    (record,) = archive
+    assert record.failure is None
+    assert 0.5 < record.valid_accuracy < 1  # chance is 0.1
+    assert (record.genome, record.blocks, record.seed) == (SMALL, ("n0", "r0"), 7)
+    assert record.cost == evaluator_of().cost(SMALL) and record.test_accuracy == ()
+
+
+def test_one_genome_over_a_budget_keeps_all_of_its_batch_from_training(tmp_path, trained):
+    archive = Archive(tmp_path / "a")
+    limits = Limits(params=evaluator_of().cost(SMALL).params)
+    evaluator = evaluator_of(limits=limits)
+    assert evaluator.fits(SMALL) and not evaluator.fits(LARGE)
+    with pytest.raises(ValueError, match="over budget"):
+        evaluator.evaluate([SMALL, LARGE], archive)
+    assert trained == [] and len(archive) == 0
+
+
+def test_excess_is_the_larger_of_two_relative_ones_and_zero_within_both():
+    limits = Limits(params=100, flops=1000)
+    assert limits.excess(Cost(100, 1000)) == 0
+    assert limits.excess(Cost(110, 1000)) == pytest.approx(0.1)
+    assert limits.excess(Cost(150, 3000)) == pytest.approx(2)
+    assert limits.excess(Cost(1, 1001)) == pytest.approx(0.001)
+    assert Limits().excess(Cost(10**12, 10**15)) == 0
+
+
+def test_equal_networks_are_trained_once_within_a_batch_and_between_batches(tmp_path, trained):
+    archive, evaluator = Archive(tmp_path / "a"), evaluator_of()
+    evaluator.evaluate([TWINS[0], TWINS[1], TWINS[0], LARGE], archive)
+    evaluator.evaluate([LARGE, TWINS[1]], archive)
+    assert len(archive) == len(trained) == 2
+    assert {evaluator.id(twin) for twin in TWINS} == {trained[0]}
+
+
+def test_a_network_of_a_known_archive_is_taken_over_untrained(tmp_path, trained):
+    first, second = Archive(tmp_path / "a"), Archive(tmp_path / "b")
+    evaluator_of().evaluate([SMALL], first)
+    trained.clear()
+    seen = []
+    evaluator = evaluator_of(known=(first,), on_record=seen.append)
+    evaluator.evaluate([SMALL, LARGE], second)
+    assert trained == [evaluator.id(LARGE)]
+    assert list(second)[0] == list(first)[0] and len(second) == 2
+    assert seen == list(second)
+    assert len(first) == 1
+
+
+def test_a_worker_that_dies_becomes_a_failure_of_its_network_alone(tmp_path, monkeypatch):
+    def tasks_end(function, tasks, workers):
+        for number, (key, arguments) in enumerate(tasks.items()):
+            record = arguments[0]
+            died = WorkerDied("A worker process was terminated\nmore")
+            yield key, replace(record, valid_accuracy=0.5) if number else died
+
+    monkeypatch.setattr(netsearch.estimate, "run_tasks", tasks_end)
+    archive, evaluator = Archive(tmp_path / "a"), evaluator_of(workers=2)
+    evaluator.evaluate([SMALL, LARGE], archive)
+    died, fine = archive
+    assert died.valid_accuracy is None and fine.valid_accuracy == 0.5
+    assert died.failure == "WorkerDied: A worker process was terminated"
+    assert (died.genome, died.cost, died.seed) == (SMALL, evaluator.cost(SMALL), 7)
+    assert list(Archive(tmp_path / "a")) == [died, fine]

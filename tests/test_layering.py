@@ -1,0 +1,140 @@
+"""The import rule, and constructs that the code does without."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ALLOWED = {  # package -> what of our own it may import
+    "evaluation": {"evaluation"},
+    "blocksearch": {"evaluation", "blocksearch"},
+    "netsearch": {"evaluation", "blocksearch", "netsearch"},
+}
+OURS = {*ALLOWED, "configs", "run_pipeline", "tests", "benchmarks"}
+
+
+def sources(*packages):
+    paths = [path for package in packages for path in sorted((ROOT / package).rglob("*.py"))]
+    assert len(paths) >= 2 * len(packages), f"no sources found below {ROOT}"
+    return paths
+
+
+def everything():
+    script = ROOT / "run_pipeline.py"
+    return sources(*ALLOWED) + ([script] if script.exists() else [])
+
+
+def imports(tree):
+    """Every module that a file imports, also inside functions; `x.y` of `from x import y`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def dotted(node):
+    """`a.b.c` of an expression of names and attributes, else an empty string."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return ""
+
+
+def offences(source):
+    """What a file does that none of ours may: (line, what)."""
+    tree = ast.parse(source)
+    for name in imports(tree):
+        root = name.partition(".")[0]
+        if root in {"importlib", "dill", "cloudpickle", "marshal", "shelve", "runpy"} and not (
+            name.startswith("importlib.metadata.")  # versions of packages
+        ):
+            yield 0, f"imports {name}"
+        if name.startswith("pickle."):
+            yield 0, f"imports from pickle: {name}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            name = dotted(node)
+            if name.startswith("pickle.") and name != "pickle.UnpicklingError":
+                yield node.lineno, name
+        if not isinstance(node, ast.Call):
+            continue
+        name = dotted(node.func)
+        keywords = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
+        if name in {"eval", "exec", "compile", "__import__"}:
+            yield node.lineno, name
+        if name in {"getattr", "setattr", "delattr", "hasattr"} and not isinstance(
+            node.args[1], ast.Constant
+        ):
+            yield node.lineno, f"{name} with a computed name"
+        if name == "torch.load" and keywords.get("weights_only") is not True:
+            yield node.lineno, "torch.load without weights_only=True"
+        if keywords.get("allow_pickle") is True:
+            yield node.lineno, "allow_pickle=True"
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "import importlib",
+        "from pickle import loads",
+        "import pickle\nx = pickle.load(f)",
+        "eval('1')",
+        "exec(code)",
+        "getattr(module, name)",
+        "import torch\ntorch.load(f)",
+        "import torch\ntorch.load(f, weights_only=False)",
+        "import numpy as np\nnp.load(f, allow_pickle=True)",
+    ],
+)
+def test_a_planted_offence_is_seen(planted):
+    assert list(offences(planted))
+
+
+def test_harmless_code_is_no_offence():
+    code = "torch.load(f, weights_only=True); getattr(os, 'getppid'); model.eval(); re.compile(x)"
+    assert list(offences(f"import pickle\n{code}\npickle.UnpicklingError")) == []
+
+
+def test_no_file_runs_pickled_or_computed_code():
+    found = {
+        str(path.relative_to(ROOT)): offence
+        for path in everything()
+        if (offence := list(offences(path.read_text())))
+    }
+    assert found == {}
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_a_package_imports_only_those_below_it(package):
+    upward = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in sources(package)
+        for name in imports(ast.parse(path.read_text()))
+        if name.partition(".")[0] in OURS - ALLOWED[package]
+    }
+    assert upward == set()
+
+
+def test_no_strategy_imports_another_strategy():
+    folder = ROOT / "blocksearch" / "strategies"
+    strategies = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    assert len(strategies) >= 2
+    for path in folder.glob("*.py"):
+        if path.stem == "__init__":
+            continue
+        names = set(imports(ast.parse(path.read_text())))
+        assert not [n for n in names if n.startswith("blocksearch.strategies")], path.name
+
+
+def test_only_the_pipeline_and_the_registry_name_single_strategies():
+    readers = {
+        str(path.relative_to(ROOT))
+        for path in everything()
+        for name in imports(ast.parse(path.read_text()))
+        if name.startswith("blocksearch.strategies.") and name.count(".") > 2
+    }
+    assert readers <= {"blocksearch/strategies/__init__.py"}

@@ -1,0 +1,138 @@
+"""Networks of a genome: they run, and their predicted cost is exact to the integer."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from blocksearch.ops import DARTS_OPS, LIGHT_OPS, OPS
+from blocksearch.space import REDUCTION, SearchSpace
+from evaluation.cost import measure_cost
+from netsearch.genome import GenomeSpace, NetworkSpec, Stage, stages_for
+from netsearch.network import builder, extreme_costs, least_cells, predict_cost
+
+NORMAL_NAMES, REDUCTION_NAMES = ("n0", "n1"), ("r0", "r1")
+
+
+def library(ops, seed, nodes=2):
+    generator = random.Random(seed)
+    space = SearchSpace(ops, nodes=nodes)
+    return {name: space.random_cell(generator) for name in NORMAL_NAMES + REDUCTION_NAMES}
+
+
+def space_of(stages, depths=(1, 2), widths=(4, 8)):
+    return GenomeSpace(stages, depths, widths, NORMAL_NAMES, REDUCTION_NAMES)
+
+
+def genomes_of(space):
+    return itertools.product(*(range(top + 1) for top in space.upper))
+
+
+def test_every_genome_in_bounds_builds_a_network_that_runs():
+    space, cells = space_of(2), library(tuple(OPS), 0)
+    images = torch.randn(2, 3, 8, 8)
+    for genome in genomes_of(space):
+        logits = builder(space.decode(genome), cells, (3, 8, 8), 5)()(images)
+        assert logits.shape == (2, 5)
+        assert bool(torch.isfinite(logits).all())
+
+
+def test_a_network_has_the_depths_widths_and_resolutions_of_its_spec():
+    cells = library(LIGHT_OPS, 0)
+    spec = NetworkSpec((Stage("n0", 2, 4), Stage("n1", 1, 12), Stage("n0", 3, 8)), ("r0", "r1"))
+    network = builder(spec, cells, (1, 28, 28), 10)()
+    seen = []
+    for cell in network.cells:
+        cell.register_forward_hook(lambda module, inputs, output: seen.append((module, output)))
+    network.eval()(torch.randn(1, 1, 28, 28))
+    found = [(module.cell, *output.shape[1:3]) for module, output in seen]
+    assert found == [  # channels are two nodes wide, 28 px halve to 14 and 7
+        (cells["n0"], 8, 28),
+        (cells["n0"], 8, 28),
+        (cells["r0"], 24, 14),
+        (cells["n1"], 24, 14),
+        (cells["r1"], 16, 7),
+        (cells["n0"], 16, 7),
+        (cells["n0"], 16, 7),
+        (cells["n0"], 16, 7),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("side", "count", "ops", "nodes"),
+    [
+        (8, 60, DARTS_OPS, 2),
+        (8, 60, LIGHT_OPS, 2),
+        (8, 30, LIGHT_OPS, 3),
+        (28, 15, DARTS_OPS, 1),
+        (28, 15, LIGHT_OPS, 2),
+        (33, 20, tuple(OPS), 2),
+    ],
+)
+def test_predicted_cost_equals_the_built_network_to_the_integer(side, count, ops, nodes):
+    space = space_of(stages_for((side, side)), depths=(1, 2) if side == 8 else (1,))
+    generator, cells = np.random.default_rng(side), library(ops, seed=side + nodes, nodes=nodes)
+    shape = (1, side, side)
+    for _ in range(count):
+        spec = space.decode(space.random(generator))
+        predicted = predict_cost(spec, cells, shape, 10)
+        network = builder(spec, cells, shape, 10)().eval()
+        assert predicted.params == sum(p.numel() for p in network.parameters())
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(torch.zeros(1, *shape))
+        assert 2 * predicted.flops == counter.get_total_flops()
+
+
+def test_predicted_cost_is_exact_for_images_that_are_not_square():
+    space, cells = space_of(3), library(LIGHT_OPS, 5)
+    for genome in [(0,) * 11, (1,) * 11, (0, 1) * 5 + (0,)]:
+        spec = space.decode(genome)
+        network = builder(spec, cells, (3, 17, 30), 4)()
+        assert predict_cost(spec, cells, (3, 17, 30), 4) == measure_cost(network, (3, 17, 30))
+
+
+@pytest.mark.parametrize(("ops", "seed"), [(DARTS_OPS, 0), (DARTS_OPS, 1), (LIGHT_OPS, 2)])
+def test_extreme_costs_equal_brute_force_over_the_whole_space(ops, seed):
+    space, cells = space_of(2, depths=(1, 3), widths=(4, 20)), library(ops, seed)
+    costs = [predict_cost(space.decode(g), cells, (3, 9, 9), 10) for g in genomes_of(space)]
+    least, largest = extreme_costs(space, cells, (3, 9, 9), 10)
+    assert len(costs) == space.size == 128
+    assert least.params == min(cost.params for cost in costs)
+    assert least.flops == min(cost.flops for cost in costs)
+    assert largest.params == max(cost.params for cost in costs)
+    assert largest.flops == max(cost.flops for cost in costs)
+
+
+@pytest.mark.parametrize("ops", [DARTS_OPS, LIGHT_OPS, ("none", "sep_conv_3x3", "dws_conv_5x5")])
+def test_no_random_cell_is_cheaper_than_the_least_cells_of_its_space(ops):
+    space = SearchSpace(ops, nodes=2)
+    least, generator = least_cells(space), random.Random(0)
+    spec = NetworkSpec((Stage("normal", 1, 8), Stage("normal", 2, 8)), ("reduction",))
+    bound = predict_cost(spec, least, (3, 8, 8), 10)
+    for _ in range(8):
+        cells = {name: space.random_cell(generator) for name in ("normal", REDUCTION)}
+        cost = predict_cost(spec, cells, (3, 8, 8), 10)
+        assert bound.params <= cost.params and bound.flops <= cost.flops
+    for cell in least.values():
+        space.check(cell)
+
+
+def test_a_builder_carries_only_the_cells_that_its_network_uses():
+    cells = library(LIGHT_OPS, 0)
+    spec = NetworkSpec((Stage("n1", 1, 4), Stage("n1", 1, 4)), ("r0",))
+    assert dict(builder(spec, cells, (3, 8, 8), 2).cells) == {
+        "n1": cells["n1"],
+        "r0": cells["r0"],
+    }
+
+
+def test_the_training_signal_reaches_every_parameter():
+    space, cells = space_of(2), library(LIGHT_OPS, 3)
+    network = builder(space.decode((1,) * 7), cells, (3, 8, 8), 5)()
+    network(torch.randn(4, 3, 8, 8)).square().sum().backward()
+    silent = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    # A cell need not read both of its inputs, and then the layer at the other one learns nothing.
+    assert [name for name in silent if ".inputs." not in name] == []

@@ -1,0 +1,185 @@
+"""The contract of every strategy. If a test here needs a name check, the interface is wrong."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from blocksearch.engine import SearchSetup, Strategy, search
+from blocksearch.space import NORMAL, Cell
+from blocksearch.strategies import STRATEGIES
+from evaluation.data import AugmentConfig
+
+OPS = ("none", "skip_connect", "sep_conv_3x3")
+STEPS = 30
+BATCH = 32
+
+every_strategy = pytest.mark.parametrize(
+    "strategy_class", [pytest.param(value, id=name) for name, value in STRATEGIES.items()]
+)
+
+
+def build(strategy_class: type[Strategy], setup: SearchSetup, seed: int = 0) -> Strategy:
+    return strategy_class(setup, strategy_class.Config(), torch.Generator().manual_seed(seed))
+
+
+def run(strategy: Strategy, period_batch, steps: int = STEPS) -> list[dict[str, torch.Tensor]]:
+    return [
+        strategy.step(period_batch(BATCH, 2 * i), period_batch(BATCH, 2 * i + 1), i / steps)
+        for i in range(steps)
+    ]
+
+
+@every_strategy
+def test_the_training_loss_falls_on_a_solvable_task(strategy_class, make_setup, period_batch):
+    logged = run(build(strategy_class, make_setup(("none", "sep_conv_5x5"))), period_batch)
+    assert all(math.isfinite(value) for scalars in logged for value in scalars.values())
+    losses = [float(scalars["train_loss"]) for scalars in logged]
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+
+
+@every_strategy
+def test_every_architecture_logit_learns(strategy_class, make_setup, period_batch):
+    strategy = build(strategy_class, make_setup(OPS))
+    before = [tensor.detach().clone() for tensor in strategy.architecture()]
+    run(strategy, period_batch)
+    after = strategy.architecture()
+    assert before and len(after) == len(before)
+    for old, new in zip(before, after, strict=True):
+        assert torch.isfinite(new).all()
+        assert (new != old).all()
+
+
+@every_strategy
+def test_the_supernet_holds_no_architecture_logit(strategy_class, make_setup):
+    setup = make_setup(OPS)
+    strategy = build(strategy_class, setup)
+    weights = {tensor.data_ptr() for tensor in setup.supernet.state_dict().values()}
+    assert strategy.supernet is setup.supernet
+    assert not weights & {tensor.data_ptr() for tensor in strategy.architecture()}
+
+
+@every_strategy
+def test_weights_learn_from_train_and_alphas_from_valid(strategy_class, make_setup, period_batch):
+    def late_step(train_seed: int, valid_seed: int) -> tuple[list[torch.Tensor], torch.Tensor]:
+        strategy = build(strategy_class, make_setup(OPS))
+        strategy.step(period_batch(BATCH, train_seed), period_batch(BATCH, valid_seed), 0.5)
+        strategy.step(period_batch(BATCH, train_seed), period_batch(BATCH, valid_seed), 0.99)
+        return strategy.architecture(), strategy.supernet.classifier.weight
+
+    alphas, weights = late_step(0, 1)
+    for one, other in zip(alphas, late_step(0, 2)[0], strict=True):
+        assert (one != other).any(dim=-1).all()  # on every edge: weight decay alone would not
+    assert not torch.equal(weights, late_step(3, 1)[1])
+
+
+@every_strategy
+def test_derive_is_repeatable_and_valid_and_survives_json(strategy_class, make_setup, period_batch):
+    setup = make_setup(OPS)
+    strategy = build(strategy_class, setup)
+    run(strategy, period_batch, steps=5)
+    alphas = [tensor.detach().clone() for tensor in strategy.architecture()]
+    weights = {key: value.clone() for key, value in setup.supernet.state_dict().items()}
+    candidates = strategy.derive()
+    assert candidates
+    for cells in candidates:
+        assert tuple(cells) == setup.supernet.kinds
+        for cell in cells.values():
+            setup.space.check(cell)
+            assert Cell.from_json(json.loads(json.dumps(cell.to_json()))) == cell
+    assert strategy.derive() == candidates
+    for old, new in zip(alphas, strategy.architecture(), strict=True):
+        assert torch.equal(old, new)
+    for key, value in setup.supernet.state_dict().items():
+        assert torch.equal(value, weights[key])
+
+
+@every_strategy
+def test_the_same_seed_gives_the_same_cells_and_another_seed_other_alphas(
+    strategy_class, make_setup, period_batch
+):
+    def searched(seed: int) -> Strategy:
+        strategy = build(strategy_class, make_setup(OPS), seed)
+        run(strategy, period_batch, steps=8)
+        return strategy
+
+    first, second, other = searched(0), searched(0), searched(1)
+    assert first.derive() == second.derive()
+    for a, b, c in zip(*(s.architecture() for s in (first, second, other)), strict=True):
+        assert torch.equal(a, b)
+        assert not torch.equal(a, c)
+
+
+@every_strategy
+def test_global_random_numbers_do_not_matter(strategy_class, make_setup, period_batch):
+    found = []
+    for global_seed in (1, 2):
+        with torch.random.fork_rng():
+            torch.manual_seed(global_seed)
+            strategy = build(strategy_class, make_setup(OPS))
+            run(strategy, period_batch, steps=3)
+        found.append(strategy.architecture())
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@every_strategy
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_one_useful_op_among_useless_ones_is_found(strategy_class, seed, make_setup, period_batch):
+    # One cell, and nothing but the mean and a linear layer behind it: what is linear in the stem's
+    # features solves nothing, only a convolution with a ReLU inside does.
+    ops = ("none", "skip_connect", "avg_pool_3x3", "sep_conv_5x5")
+    setup = make_setup(ops, nodes=1, cells=1, stages=1, seed=seed)
+    strategy = build(strategy_class, setup, seed)
+    run(strategy, period_batch, steps=40)
+    (node,) = strategy.derive()[0][NORMAL].nodes
+    assert [edge.op for edge in node] == ["sep_conv_5x5", "sep_conv_5x5"]
+
+
+class Killed(Exception):
+    pass
+
+
+@every_strategy
+def test_a_killed_search_continues_bit_for_bit(
+    strategy_class, make_setup, period_split, tmp_path: Path
+):
+    train, valid = period_split(64, 0), period_split(48, 1)
+
+    def run_search(checkpoint: Path, die_after: int | None) -> tuple[Strategy, list]:
+        strategy = build(strategy_class, make_setup(OPS))
+
+        def on_epoch(epoch: int, scalars: dict[str, float]) -> None:
+            if epoch == die_after:
+                raise Killed
+
+        cells = search(
+            strategy,
+            train,
+            valid,
+            epochs=4,
+            batch_size=16,
+            seed=5,
+            augment=AugmentConfig(pad_px=1, flip=True),
+            checkpoint=checkpoint,
+            on_epoch=on_epoch,
+        )
+        return strategy, cells
+
+    unbroken, cells = run_search(tmp_path / "unbroken.ckpt", None)
+    with pytest.raises(Killed):
+        run_search(tmp_path / "killed.ckpt", 2)
+    resumed, resumed_cells = run_search(tmp_path / "killed.ckpt", None)
+    assert resumed_cells == cells
+    for a, b in zip(unbroken.architecture(), resumed.architecture(), strict=True):
+        assert torch.equal(a, b)
+    expected = unbroken.supernet.state_dict()
+    for key, value in resumed.supernet.state_dict().items():
+        assert torch.equal(value, expected[key]), key
+
+
+@every_strategy
+def test_an_unknown_setting_is_refused_by_name(strategy_class):
+    with pytest.raises(ValueError, match="no_such_setting"):
+        strategy_class.Config(no_such_setting=1)
