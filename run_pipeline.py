@@ -85,7 +85,7 @@ class Pipeline:
     name: str = "run"
     device: str = "cpu"
     workers: int = 1
-    console: Console = field(default_factory=lambda: Console(stderr=True))
+    console: Console = field(default_factory=lambda: Console(stderr=True, soft_wrap=True))
 
     @classmethod
     def open(cls, folder: Path) -> "Pipeline":

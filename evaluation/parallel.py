@@ -3,7 +3,8 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
 from typing import TypeVar
 
 import joblib
@@ -47,13 +48,18 @@ def run_tasks(
             torch.set_num_threads(before)
         return
     left = dict(tasks)
+    results = _parallel(function, left, workers, threads)
     try:
-        for key, result in _parallel(function, left, workers, threads):
+        for key, result in results:
             del left[key]
             yield key, result
     except TerminatedWorkerError:
         for key in list(left):
             yield key, _alone(function, key, left[key], threads)
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that tasks were cancelled, when we are interrupted
+            results.close()
 
 
 def _alone(
@@ -67,11 +73,11 @@ def _alone(
 
 def _parallel(
     function: Callable[..., R], tasks: Mapping[K, tuple[object, ...]], workers: int, threads: int
-) -> Iterator[tuple[K, R]]:
+) -> Generator[tuple[K, R], None, None]:
     parallel = joblib.Parallel(
         n_jobs=workers, backend="loky", return_as="generator_unordered", batch_size=1
     )
-    results: Iterator[tuple[K, R]] = parallel(
+    results: Generator[tuple[K, R], None, None] = parallel(
         joblib.delayed(_call)(os.getpid(), threads, key, function, arguments)
         for key, arguments in list(tasks.items())  # a copy: dispatch goes on while results come
     )

@@ -45,7 +45,7 @@ def non_dominated(points: NDArray[np.float64]) -> NDArray[np.bool_]:
     finite = ~np.any(np.isnan(points), axis=1)
     no_worse = np.all(points[:, None] <= points[None], axis=2)  # (N, N): row against column
     better = np.any(points[:, None] < points[None], axis=2)
-    dominated = np.any(no_worse & better & finite[:, None], axis=0)
+    dominated = np.any(no_worse & better, axis=0)  # no comparison with a NaN holds
     return np.asarray(finite & ~dominated)
 
 
@@ -104,7 +104,7 @@ class Box:
     def hypervolume(self, records: Sequence[ModelRecord]) -> float:
         """Return the share of the box that the records dominate, in [0, 1].
 
-        Failed records, and those outside the box, count for nothing.
+        Failed records, and those beyond the reference, count for nothing.
         """
         alive = [objectives(r, self.costs) for r in records if r.valid_accuracy is not None]
         if not alive:
@@ -113,7 +113,7 @@ class Box:
         span = np.log(np.array(self.reference) / np.array(self.least))
         points[:, 0] /= self.worst_error
         points[:, 1:] = np.log(points[:, 1:] / np.array(self.least)) / np.maximum(span, 1e-12)
-        return float(HV(ref_point=np.ones(points.shape[1]))(points))
+        return float(HV(ref_point=np.ones(points.shape[1]))(points.clip(min=0.0)))
 
 
 def spread(records: Sequence[ModelRecord], count: int) -> list[ModelRecord]:
@@ -125,9 +125,9 @@ def spread(records: Sequence[ModelRecord], count: int) -> list[ModelRecord]:
     if len(ordered) <= count:
         return ordered
     best = max(ordered, key=lambda r: (r.valid_accuracy or 0.0, -r.cost.params))
-    chosen = [best] if count == 1 else [ordered[0], best]
+    chosen = [best] if count == 1 or best is ordered[0] else [ordered[0], best]
     low, high = math.log(ordered[0].cost.params), math.log(ordered[-1].cost.params)
-    for target in np.linspace(low, high, count):
+    for target in np.linspace(low, high, count)[1:]:
         left = [r for r in ordered if r not in chosen]
         if len(chosen) < count:
             chosen.append(min(left, key=lambda r: abs(math.log(r.cost.params) - target)))
@@ -190,7 +190,10 @@ def knee(records: Sequence[ModelRecord]) -> ModelRecord:
     Raises:
         ValueError: If no record is retrained.
     """
-    retrained = sorted((r for r in records if r.test_accuracy), key=lambda r: r.cost.params)
+    retrained = sorted(
+        (r for r in records if r.test_accuracy),
+        key=lambda r: (r.cost.params, r.test_accuracy_mean or 0.0),
+    )
     if not retrained:
         raise ValueError("expected at least one retrained model, got none")
     best = max(retrained, key=lambda r: (r.test_accuracy_mean or 0.0, -r.cost.params))

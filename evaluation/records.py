@@ -89,8 +89,12 @@ class ModelRecord:
             record = cls(**fields)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a model record: {error}") from error
-        if not isinstance(record.id, str) or not isinstance(record.cost.params, int):
-            raise ValueError(f"not a model record: id {record.id!r}, params {record.cost.params!r}")
+        counts = (record.cost.params, record.cost.flops, *record.genome)
+        if not isinstance(record.id, str) or not all(isinstance(count, int) for count in counts):
+            raise ValueError(f"not a model record: id {record.id!r}, counts {counts}")
+        accuracies = [a for a in (record.valid_accuracy, *record.test_accuracy) if a is not None]
+        if not all(isinstance(a, float | int) and 0 <= a <= 1 for a in accuracies):
+            raise ValueError(f"accuracies are fractions in [0, 1], got {accuracies}")
         if record.genome and record.valid_accuracy is None and record.failure is None:
             raise ValueError("a record has a valid_accuracy or a failure")
         return record

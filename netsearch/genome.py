@@ -138,3 +138,14 @@ class GenomeSpace:
     def random(self, generator: np.random.Generator) -> tuple[int, ...]:
         """Draw a genome uniformly."""
         return tuple(int(gene) for gene in generator.integers(0, self.upper + 1))
+
+    def random_of_size(self, size: float, generator: np.random.Generator) -> tuple[int, ...]:
+        """Draw a genome whose depths and widths lie about `size` of the way up their choices.
+
+        Each is binomial, so 0 gives the least, 1 the largest; blocks are uniform. Uniform genes
+        seldom meet: a network that is small, or large, at all its stages hardly comes up.
+        """
+        ends = 2 * self.stages
+        sizes = generator.binomial(self.upper[:ends], size)
+        blocks = generator.integers(0, self.upper[ends:] + 1)
+        return tuple(int(gene) for gene in (*sizes, *blocks))

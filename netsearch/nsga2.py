@@ -91,7 +91,7 @@ def nsga2(
     )
     algorithm = NSGA2(
         pop_size=config.population,
-        sampling=FeasibleSampling(evaluator),
+        sampling=SizeSampling(evaluator),
         crossover=UX(prob=config.crossover),
         mutation=RandomReset(prob_var=config.mutation or 1.0 / problem.n_var),
         eliminate_duplicates=True,
@@ -166,8 +166,11 @@ def _genome(row: NDArray[np.int64]) -> Genome:
     return tuple(int(gene) for gene in row)
 
 
-class FeasibleSampling(Sampling):  # type: ignore[misc]
-    """Draws genomes uniformly from those within the hard budgets, as far as that can be done."""
+class SizeSampling(Sampling):  # type: ignore[misc]
+    """Draws distinct genomes within the hard budgets, spread from small networks to large ones.
+
+    If too few are found, the rest are genomes over budget, which are told as such.
+    """
 
     def __init__(self, evaluator: Evaluator):
         super().__init__()
@@ -178,8 +181,9 @@ class FeasibleSampling(Sampling):  # type: ignore[misc]
     ) -> NDArray[np.int64]:
         chosen: dict[Genome, bool] = {}
         spare: list[Genome] = []
-        for _ in range(n_samples * TRIES_PER_SAMPLE):
-            genome = self.evaluator.space.random(random_state)
+        for attempt in range(n_samples * TRIES_PER_SAMPLE):
+            size = attempt % n_samples / max(n_samples - 1, 1)
+            genome = self.evaluator.space.random_of_size(size, random_state)
             if self.evaluator.fits(genome):
                 chosen[genome] = True
             elif len(spare) < n_samples:

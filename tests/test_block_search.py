@@ -152,15 +152,15 @@ def test_every_strategy_gives_blocks_of_both_kinds_and_a_second_call_searches_no
 
 
 def test_a_search_that_diverges_leaves_its_failure_and_the_others_go_on(tmp_path):
-    sweep = {"warmup": 0, "alpha_learning_rate": [1e300, 0.5]}
+    sweep = {"warmup": 0, "alpha_learning_rate": 1e6, "alpha_weight_decay": [1e38, 0]}
     diverging = context(tmp_path, strategies={"enhanced_gradient": sweep})
     said: list[str] = []
     library = search_blocks(diverging, seed=0, workers=1, say=said.append)
     assert isinstance(library, BlockLibrary)
     assert {search for block in library.blocks for search in block.searches} == {
-        "enhanced_gradient-alpha_learning_rate=0.5-s0"
+        "enhanced_gradient-alpha_weight_decay=0-s0"
     }
-    failed = "enhanced_gradient-alpha_learning_rate=1e+300-s0"
+    failed = "enhanced_gradient-alpha_weight_decay=1e+38-s0"
     result = json.loads((diverging.folder / f"{failed}.json").read_text())
     assert "diverged in epoch 1" in result["failure"]
     assert len(said) == 1 and failed in said[0]

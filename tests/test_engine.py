@@ -103,6 +103,14 @@ def test_weights_see_only_train_and_alphas_only_valid_images():
     assert min(n for _, valid, _ in spy.seen for n in numbers(valid)) >= 100
 
 
+def test_the_two_streams_are_shuffled_and_augmented_independently():
+    spy = Spy()
+    settings = {"epochs": 1, "batch_size": 16, "seed": 0, "augment": AugmentConfig()}
+    search(spy, numbered(16, 0), numbered(16, 100), **settings)
+    train, valid, _ = spy.seen[0]
+    assert numbers(train) != [n - 100 for n in numbers(valid)]
+
+
 def test_progress_is_the_part_that_is_done():
     spy = Spy()
     run(spy)

@@ -24,7 +24,7 @@ from evaluation.training import TrainConfig
 from netsearch.estimate import Evaluator, Limits
 from netsearch.genome import GenomeSpace
 from netsearch.network import extreme_costs
-from netsearch.nsga2 import FeasibleSampling, NetSearchConfig, RandomReset, nsga2, random_search
+from netsearch.nsga2 import NetSearchConfig, RandomReset, SizeSampling, nsga2, random_search
 
 SHAPE, CLASSES = (1, 8, 8), 10
 SPACE = GenomeSpace(
@@ -362,7 +362,7 @@ def test_mutation_does_not_change_its_argument():
 def sample(evaluator, count):
     problem = Problem(n_var=len(evaluator.space.upper), n_obj=1)
     generator = np.random.default_rng(0)
-    population = FeasibleSampling(evaluator).do(problem, count, random_state=generator)
+    population = SizeSampling(evaluator).do(problem, count, random_state=generator)
     return [tuple(int(gene) for gene in row) for row in population.get("X")]
 
 
@@ -372,6 +372,13 @@ def test_the_first_population_is_distinct_and_feasible_also_under_a_tight_budget
     genomes = sample(tight, 20)
     assert len(set(genomes)) == 20
     assert all(tight.cost(g).params <= costs[40] for g in genomes)
+
+
+def test_the_first_population_reaches_from_the_smallest_size_to_the_largest():
+    sizes = 2 * SPACE.stages
+    for count in (4, 10):
+        genomes = [genome[:sizes] for genome in sample(evaluator_of(), count)]
+        assert genomes[0] == (0,) * sizes and genomes[-1] == tuple(SPACE.upper[:sizes])
 
 
 def test_the_first_population_is_filled_up_when_too_few_networks_are_feasible():
@@ -425,6 +432,7 @@ class TableEvaluator:
         self.space = SimpleNamespace(
             upper=upper,
             random=lambda generator: tuple(map(int, generator.integers(0, upper + 1))),
+            random_of_size=lambda size, g: tuple(map(int, g.binomial(upper, size))),
         )
 
     def cost(self, genome):

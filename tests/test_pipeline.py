@@ -1,0 +1,437 @@
+"""The pipeline end to end, on a tiny config: what it leaves, how it resumes, what it refuses."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from rich.console import Console
+from typer.testing import CliRunner
+
+import run_pipeline
+from configs import FOLDER
+from evaluation.errors import InputError
+from evaluation.pareto import non_dominated
+from evaluation.records import Archive
+from evaluation.run_folder import RunFolder
+from run_pipeline import Config, Pipeline, app
+
+ROOT = Path(__file__).parent.parent
+STRATEGY = "blocksearch.strategies.enhanced_gradient"
+TINY = (
+    "data.max_train_images=200",
+    "data.max_test_images=60",
+    "blocksearch.ops=[none, skip_connect, max_pool_3x3, ghost_3x3]",
+    "blocksearch.nodes=2",
+    "blocksearch.channels=4",
+    "blocksearch.cells=2",
+    "blocksearch.epochs=2",
+    f"{STRATEGY}.alpha_learning_rate=50.0",
+    "netsearch.depths=[1, 2]",
+    "netsearch.widths=[4, 8, 12]",
+    "netsearch.population=4",
+    "netsearch.evaluations=10",
+    "netsearch.train.epochs=2",
+    "retrain.members=3",
+    "retrain.baselines=1",
+    "retrain.seeds=[0, 1]",
+    "retrain.train.epochs=2",
+)
+FRONT_KEYS = (
+    "id params flops latency_ms valid_accuracy test_accuracy test_accuracy_std "
+    "seeds genome blocks"
+)
+SAME_BYTES = ("blocks.json", "pareto.json")
+
+
+def tiny(*changes: str) -> Config:
+    return Config.load(FOLDER / "quickstart.yaml", [*TINY, *changes])
+
+
+def pipeline(folder: Path, *changes: str, workers: int = 1) -> Pipeline:
+    console = Console(file=open(os.devnull, "w"))  # noqa: SIM115
+    return Pipeline(tiny(*changes), RunFolder(folder), "tiny", workers=workers, console=console)
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "run_pipeline.py"), *arguments]
+
+
+def run_command(folder: Path, *changes: str) -> list[str]:
+    sets = [part for change in (*TINY, *changes) for part in ("--set", change)]
+    return command("run", "--out", str(folder), "--device", "cpu", *sets)
+
+
+def records(folder: Path, name: str) -> set[str]:
+    return set((folder / f"{name}.jsonl").read_text().splitlines())
+
+
+def invoke(*arguments: str):
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The folder of a finished run, made by the command line in its own process."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = subprocess.run(run_command(folder), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "forecast" in done.stderr and done.stdout == ""
+    return folder
+
+
+def test_a_run_leaves_every_file_that_the_design_names(finished):
+    names = "config.yaml run.json blocks.json archive.jsonl random.jsonl pareto.json metrics.jsonl"
+    for name in f"{names} report.html pareto.csv pareto.png".split():
+        assert (finished / name).stat().st_size > 0, name
+    searches = {path.name for path in (finished / "blocks").iterdir()}
+    assert searches == {
+        "enhanced_gradient-complexity_weight=0.0-s0.json",
+        "enhanced_gradient-complexity_weight=1.0-s0.json",
+    }
+    assert not list(finished.rglob("*.ckpt")) and not list(finished.rglob("*.tmp"))
+
+
+def test_the_front_has_the_promised_keys_and_no_dominated_model(finished):
+    result = invoke("front", str(finished), "--json")
+    front = json.loads(result.stdout)
+    assert list(front[0]) == FRONT_KEYS.split()
+    points = np.array([[1 - one["valid_accuracy"], one["params"]] for one in front])
+    assert non_dominated(points).all()
+    archive = Archive(finished / "archive.jsonl")
+    assert len(archive) == 10
+    best = max(record.valid_accuracy for record in archive)
+    assert max(one["valid_accuracy"] for one in front) == best
+
+
+def test_retrained_members_carry_the_test_accuracy_of_every_seed(finished):
+    retrained = [one for one in Pipeline.open(finished).front() if one.test_accuracy]
+    assert len(retrained) == min(3, len(Pipeline.open(finished).front()))
+    for one in retrained:
+        assert one.seeds == (0, 1) and len(one.test_accuracy) == 2
+        for seed, accuracy in zip(one.seeds, one.test_accuracy, strict=True):
+            saved = json.loads((finished / "retrained" / one.id / f"seed-{seed}.json").read_text())
+            assert saved["test_accuracy"] == accuracy
+
+
+def test_the_kept_weights_give_the_recorded_test_accuracy_of_the_first_seed(finished):
+    from safetensors.torch import load_file
+
+    from blocksearch.library import BlockLibrary
+    from evaluation.training import accuracy
+    from netsearch.network import Network
+    from netsearch.search import genome_space
+
+    run = Pipeline.open(finished)
+    library = BlockLibrary.load(run.folder.blocks)
+    record = run.retrained()[0]
+    spec = genome_space(run.config.netsearch, library, run.images).decode(record.genome)
+    model = Network(spec, library.cells, run.images.shape, run.images.classes)
+    model.load_state_dict(load_file(finished / "retrained" / record.id / "weights.safetensors"))
+    assert sum(p.numel() for p in model.parameters()) == record.cost.params
+    assert accuracy(model, run.dataset.test) == record.test_accuracy[0]
+
+
+def test_random_search_has_as_many_evaluations(finished):
+    assert len(records(finished, "random")) == len(records(finished, "archive")) == 10
+
+
+def test_baselines_of_the_same_run_stand_beside_the_front(finished):
+    assert len(list((finished / "baselines/random_blocks").glob("*/record.json"))) == 1
+    assert len(list((finished / "baselines/mobilenet_v2").glob("*/record.json"))) == 1
+
+
+def test_a_second_call_does_no_work_and_changes_nothing(finished):
+    before = {path: path.read_bytes() for path in finished.rglob("*.json*")}
+    log = (finished / "metrics.jsonl").read_text().count('"epoch"')
+    assert subprocess.run(run_command(finished), capture_output=True, timeout=120).returncode == 0
+    after = {path: path.read_bytes() for path in before if path.name != "metrics.jsonl"}
+    assert all(before[path] == after[path] for path in after)
+    assert (finished / "metrics.jsonl").read_text().count('"epoch"') == log
+
+
+def test_one_seed_gives_one_front_whatever_the_number_of_workers(finished, tmp_path):
+    pipeline(tmp_path, workers=1).run("networks")
+    for name in SAME_BYTES:
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+    assert records(tmp_path, "archive") == records(finished, "archive")
+
+
+def test_another_seed_gives_other_networks(finished, tmp_path):
+    pipeline(tmp_path, "seed=1").run("networks")
+    assert records(tmp_path, "archive") != records(finished, "archive")
+
+
+def test_until_stops_after_its_stage_and_a_later_call_goes_on(finished, tmp_path):
+    pipeline(tmp_path).run("blocks")
+    assert (tmp_path / "blocks.json").exists() and not (tmp_path / "archive.jsonl").exists()
+    result = invoke("pick", str(tmp_path))
+    assert result.exit_code == 2 and "has not finished" in result.stderr
+    pipeline(tmp_path).run("networks")
+    assert not (tmp_path / "retrained").exists()
+    assert (tmp_path / "pareto.json").read_bytes() == (finished / "pareto.json").read_bytes()
+    result = invoke("pick", str(tmp_path), "--max-params", "1M")
+    assert result.exit_code == 2 and "not retrained" in result.stderr
+
+
+def test_deleting_a_result_redoes_that_result_alone(finished, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    blocks = (copy / "blocks.json").stat().st_mtime_ns
+    (copy / "pareto.json").unlink()
+    lines = (copy / "archive.jsonl").read_text().splitlines(keepends=True)
+    (copy / "archive.jsonl").write_text("".join(lines[:-1]))
+    pipeline(copy).run()
+    assert (copy / "blocks.json").stat().st_mtime_ns == blocks
+    assert records(copy, "archive") == records(finished, "archive")
+    assert (copy / "pareto.json").read_bytes() == (finished / "pareto.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_end_as_the_unbroken_run(finished, tmp_path):
+    generator = random.Random(0)
+    kills = 0
+    while kills < 10:
+        run = subprocess.Popen(run_command(tmp_path), stderr=subprocess.DEVNULL)
+        try:
+            run.wait(timeout=generator.uniform(6, 14))
+            break  # it has finished before its kill
+        except subprocess.TimeoutExpired:
+            run.send_signal(signal.SIGKILL)
+            run.wait()
+            kills += 1
+    assert subprocess.run(run_command(tmp_path), capture_output=True, timeout=300).returncode == 0
+    assert_same_run(tmp_path, finished)
+
+
+def test_a_run_killed_in_every_stage_ends_as_the_unbroken_one(finished, tmp_path):
+    for sign in ("blocks/*.ckpt", "archive.jsonl", "random.jsonl", "retrained/*/*.ckpt"):
+        run = subprocess.Popen(run_command(tmp_path), stderr=subprocess.DEVNULL)
+        while run.poll() is None and not list(tmp_path.glob(sign)):
+            time.sleep(0.02)
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+    assert subprocess.run(run_command(tmp_path), capture_output=True, timeout=300).returncode == 0
+    assert_same_run(tmp_path, finished)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in SAME_BYTES:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    for name in ("archive", "random"):
+        assert records(one, name) == records(other, name)
+        lines = (one / f"{name}.jsonl").read_text().splitlines()
+        assert len(lines) == len(set(lines))
+    retrained = sorted(path.relative_to(other) for path in other.glob("retrained/*/*"))
+    assert retrained == sorted(path.relative_to(one) for path in one.glob("retrained/*/*"))
+    for path in retrained:
+        assert (one / path).read_bytes() == (other / path).read_bytes(), path
+
+
+@pytest.mark.parametrize("budget", [1.0, 0.5])
+def test_pick_returns_the_best_retrained_model_within_the_budget(finished, budget):
+    retrained = Pipeline.open(finished).retrained()
+    limit = int(max(record.cost.params for record in retrained) * budget)
+    within = [record for record in retrained if record.cost.params <= limit]
+    result = invoke("pick", str(finished), "--max-params", str(limit), "--json")
+    chosen = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert chosen["test_accuracy"] == max(record.test_accuracy_mean for record in within)
+    assert chosen["params"] <= limit and Path(chosen["weights"]).exists()
+
+
+def test_pick_names_the_nearest_model_when_nothing_fits(finished):
+    cheapest = min(Pipeline.open(finished).retrained(), key=lambda record: record.cost.params)
+    result = invoke("pick", str(finished), "--max-params", "10")
+    assert result.exit_code == 1 and "nothing fits" in result.stdout
+    assert cheapest.id in result.stdout
+
+
+def test_the_front_table_and_the_report_are_for_people(finished):
+    table = invoke("front", str(finished))
+    assert table.exit_code == 0 and "params" in table.stdout
+    (finished / "report.html").unlink()
+    assert invoke("report", str(finished)).exit_code == 0
+    assert (finished / "report.html").exists()
+
+
+def test_doctor_finds_this_machine_well():
+    result = invoke("doctor")
+    assert result.exit_code == 0 and "torchvision" in result.stdout
+
+
+# --- bad input: exit status 2, the key or file named, no traceback ---------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("blocksearch.epoch=3", ["blocksearch.epoch"]),
+        ("netsearch.train.epochs=many", ["netsearch.train.epochs", "many"]),
+        ("retrain.members=-1", ["retrain.members", "-1"]),
+        ("netsearch.widths=[8, 4]", ["netsearch.widths", "ascending"]),
+        ("netsearch.widths=[6]", ["netsearch.widths", "multiples of 4"]),
+        ("blocksearch.strategies.alchemy.gold=1", ["alchemy", "enhanced_gradient"]),
+        (f"{STRATEGY}.gamma=2", ["enhanced_gradient.gamma"]),
+        ("blocksearch.ops=[none, conv_99x99]", ["conv_99x99"]),
+        ("data.name=imagenet", ["data.name", "imagenet"]),
+        ("seed: 3", ["key=value"]),
+        ("seed=[", ["not YAML"]),
+        ("seed.inner=1", ["seed", "not a table"]),
+    ],
+)
+def test_a_bad_value_is_refused_by_its_key(tmp_path, change, words):
+    result = invoke("run", "--out", str(tmp_path / "run"), "--set", change)
+    assert result.exit_code == 2
+    assert all(word in result.stderr for word in words), result.stderr
+    assert "Traceback" not in result.stderr and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("a: [1", ["not YAML"]), ("- 1\n- 2\n", ["list"]), ("seed: 0\n", ["data", "required"])],
+)
+def test_a_bad_config_file_is_refused(tmp_path, text, words):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    result = invoke("run", str(path), "--out", str(tmp_path / "run"))
+    assert result.exit_code == 2 and str(path) in result.stderr
+    assert all(word.lower() in result.stderr.lower() for word in words), result.stderr
+
+
+def test_a_missing_config_names_those_that_there_are(tmp_path):
+    result = invoke("run", str(tmp_path / "nowhere.yaml"))
+    assert result.exit_code == 2 and "quickstart.yaml" in result.stderr
+
+
+def test_a_missing_dataset_is_refused(tmp_path):
+    missing = tmp_path / "no_images"
+    for name in ("folder", "npz"):
+        changes = [f"data.name={name}", f"data.root={missing}", "data.image_size_px=8"]
+        sets = [part for change in changes for part in ("--set", change)]
+        result = invoke("run", "--out", str(tmp_path / "run"), *sets)
+        assert result.exit_code == 2 and "no_images" in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize("key", ["max_params", "max_flops"])
+def test_a_budget_that_nothing_meets_is_refused_before_any_work(tmp_path, key):
+    with pytest.raises(InputError, match=rf"netsearch.{key}=3: .* smallest .* has \d\d\d+"):
+        pipeline(tmp_path, f"netsearch.{key}=3").run()
+    assert not (tmp_path / "blocks").exists()
+
+
+def test_hard_budgets_bind_every_evaluated_network(tmp_path):
+    pipeline(tmp_path, "netsearch.max_params=1500").run("networks")
+    for name in ("archive", "random"):
+        assert all(record.cost.params <= 1500 for record in Archive(tmp_path / f"{name}.jsonl"))
+
+
+def test_a_folder_of_another_config_is_refused_naming_the_keys(finished):
+    before = (finished / "archive.jsonl").read_bytes()
+    with pytest.raises(InputError, match=r"retrain\.members was 3 and is 2"):
+        pipeline(finished, "retrain.members=2").run()
+    assert (finished / "archive.jsonl").read_bytes() == before
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("all my work")
+    with pytest.raises(InputError, match="expected an empty folder"):
+        pipeline(tmp_path).run()
+    assert (tmp_path / "thesis.txt").read_text() == "all my work"
+    for name in ("front", "pick", "report"):
+        result = invoke(name, str(tmp_path))
+        assert result.exit_code == 2 and "folder of a run" in result.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = invoke("run", "--out", str(tmp_path / "file" / "run"))
+    assert result.exit_code == 2 and "file" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    with RunFolder(tmp_path).owned():
+        with pytest.raises(InputError, match="another run is at work"):
+            pipeline(tmp_path).run()
+
+
+def test_a_damaged_archive_line_is_named(finished, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    (copy / "pareto.json").unlink()
+    lines = (copy / "archive.jsonl").read_text().splitlines(keepends=True)
+    lines[4] = lines[4][:20] + "\n"
+    (copy / "archive.jsonl").write_text("".join(lines))
+    with pytest.raises(InputError, match=r"archive\.jsonl: line 5 is damaged"):
+        pipeline(copy).run()
+
+
+@pytest.mark.skipif(run_pipeline.torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_refused(tmp_path):
+    result = invoke("run", "--out", str(tmp_path / "run"), "--device", "cuda")
+    assert result.exit_code == 2 and "no GPU" in result.stderr
+
+
+@pytest.mark.parametrize("amount", ["many", "-3", "0", "", "nan", "infk"])
+def test_a_budget_that_is_no_amount_is_refused(finished, amount):
+    result = invoke("pick", str(finished), f"--max-params={amount}")
+    assert result.exit_code == 2 and "300k" in result.stderr
+
+
+def test_a_folder_of_grey_and_coloured_pictures_of_two_sizes_runs_through(tmp_path):
+    generator = np.random.default_rng(0)
+    for label, name in enumerate(("red", "green", "blue")):
+        for index in range(16):
+            side = 20 if index % 2 else 33
+            pixels = generator.integers(0, 60, (side, side, 3), dtype=np.uint8)
+            pixels[..., label] += 180
+            folder = tmp_path / "pictures" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / f"{index}.png")
+    grey = generator.integers(0, 255, (25, 31), dtype=np.uint8)
+    Image.fromarray(grey).save(tmp_path / "pictures" / "red" / "grey.png")
+    changes = (
+        "data.name=folder",
+        f"data.root={tmp_path / 'pictures'}",
+        "data.image_size_px=16",
+        "data.max_train_images=null",
+        "data.max_test_images=null",
+        "netsearch.train.batch_size=8",
+        "retrain.train.batch_size=8",
+        "retrain.train.epochs=4",
+        "blocksearch.batch_size=8",
+    )
+    run = pipeline(tmp_path / "run", *changes)
+    run.run()
+    assert run.images.shape == (3, 16, 16)
+    assert max(record.test_accuracy_mean for record in run.retrained()) > 0.8
+
+
+def test_every_config_file_loads_and_states_every_value():
+    for path in sorted(FOLDER.glob("*.yaml")):
+        stated = yaml.safe_load(path.read_text())
+        resolved = Config.load(path).model_dump(mode="json")
+        assert stated == resolved, path.name
+        uncommented = [
+            line
+            for line in path.read_text().splitlines()
+            if ": " in line and "#" not in line and not line.startswith("#")
+        ]
+        assert uncommented == [], path.name
+
+
+def test_importing_the_pipeline_leaves_torchvision_alone():
+    code = "import sys, run_pipeline; assert 'torchvision' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120).returncode == 0
