@@ -470,7 +470,13 @@ def nats_params(c0, c1, c2, c3, c4):
     return conv(3, c0, 3) + body + 2 * c4 + 10 * c4 + 10
 
 
-def test_on_the_nats_size_table_nsga2_nears_the_true_front_and_beats_random_search(data_root):
+# Measured, 20 seeds: NSGA-II .955 +- .004 of the true hypervolume in 100 evaluations and .972 +- .003
+# in 400, random search .923 +- .011 and .953 +- .008; NSGA-II wins 20 of 20 both times. With a first
+# population drawn uniformly it had .965 +- .005 in 400.
+@pytest.mark.parametrize(("population", "evaluations", "least"), [(20, 100, 0.95), (40, 400, 0.96)])
+def test_on_the_nats_size_table_nsga2_nears_the_true_front_and_beats_random_search(
+    data_root, population, evaluations, least
+):
     table = {}
     with gzip.open(data_root / "nats_size_cifar10.csv.gz", "rt") as file:
         for row in csv.DictReader(file):
@@ -491,9 +497,14 @@ def test_on_the_nats_size_table_nsga2_nears_the_true_front_and_beats_random_sear
     shares = []
     for seed in range(20):
         found, drawn = Memory(), Memory()
-        nsga2(TableEvaluator(table), found, config(population=40, evaluations=400), seed)
-        random_search(TableEvaluator(table), drawn, 400, seed)
-        assert len(found) == len(drawn) == 400
+        nsga2(
+            TableEvaluator(table),
+            found,
+            config(population=population, evaluations=evaluations),
+            seed,
+        )
+        random_search(TableEvaluator(table), drawn, evaluations, seed)
+        assert len(found) == len(drawn) == evaluations
         shares.append(
             [
                 hypervolume(np.array([(1 - r.valid_accuracy, r.cost.params) for r in archive]))
@@ -502,5 +513,5 @@ def test_on_the_nats_size_table_nsga2_nears_the_true_front_and_beats_random_sear
             ]
         )
     evolved, random_ones = np.array(shares).T
-    assert evolved.mean() >= 0.96
+    assert evolved.mean() >= least
     assert (evolved > random_ones).sum() >= 15

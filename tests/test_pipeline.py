@@ -46,8 +46,7 @@ TINY = (
     "retrain.train.epochs=2",
 )
 FRONT_KEYS = (
-    "id params flops latency_ms valid_accuracy test_accuracy test_accuracy_std "
-    "seeds genome blocks"
+    "id params flops latency_ms valid_accuracy test_accuracy test_accuracy_std seeds genome blocks"
 )
 SAME_BYTES = ("blocks.json", "pareto.json")
 
