@@ -470,9 +470,9 @@ def nats_params(c0, c1, c2, c3, c4):
     return conv(3, c0, 3) + body + 2 * c4 + 10 * c4 + 10
 
 
-# Measured, 20 seeds: NSGA-II .955 +- .004 of the true hypervolume in 100 evaluations and .972 +- .003
-# in 400, random search .923 +- .011 and .953 +- .008; NSGA-II wins 20 of 20 both times. With a first
-# population drawn uniformly it had .965 +- .005 in 400.
+# Measured, 20 seeds, share of the true hypervolume: NSGA-II .955 +- .004 in 100 evaluations and
+# .972 +- .003 in 400, random search .923 +- .011 and .953 +- .008; NSGA-II wins 20 of 20 both
+# times. With a first population drawn uniformly it had .965 +- .005 in 400.
 @pytest.mark.parametrize(("population", "evaluations", "least"), [(20, 100, 0.95), (40, 400, 0.96)])
 def test_on_the_nats_size_table_nsga2_nears_the_true_front_and_beats_random_search(
     data_root, population, evaluations, least
