@@ -46,8 +46,8 @@ def steps_until_the_best_op_leads(
 
 
 def test_the_enhanced_gradient_finds_an_op_that_starts_behind_and_the_ordinary_does_not():
-    # Measured, torch 2.15.0 on the CPU, 40 runs: medians of 29 steps for gamma 1, 262 for gamma 0.5,
-    # 162 for the norm-matched gamma 1, none of which fails; gamma 0 fails in 38 runs.
+    # Measured, torch 2.15.0 on the CPU, 40 runs: medians of 29 steps for gamma 1, 262 for gamma
+    # 0.5, 162 for the norm-matched gamma 1, none of which fails; gamma 0 fails in 38 runs.
     ordinary = steps_until_the_best_op_leads(gamma=0.0)
     half = steps_until_the_best_op_leads(gamma=0.5)
     full = steps_until_the_best_op_leads(gamma=1.0)
