@@ -23,7 +23,7 @@ from blocksearch.search import BlockSearchConfig, SearchContext, search_blocks
 from configs import FOLDER, read_config
 from evaluation.data import DataConfig, Dataset, worker_dataset
 from evaluation.errors import InputError
-from evaluation.pareto import Box, Budgets, knee, pick, spread
+from evaluation.pareto import Budgets, knee, pick, spread
 from evaluation.progress import duration
 from evaluation.records import ModelRecord, read_json, write_json
 from evaluation.report import Baseline, DrawnBlock, Report, write_report
@@ -35,7 +35,7 @@ from netsearch.forecast import forecast
 from netsearch.genome import stages_for
 from netsearch.network import builder
 from netsearch.nsga2 import NetSearchConfig
-from netsearch.search import Images, check_budgets_early, genome_space, search_networks
+from netsearch.search import Images, Outcome, check_budgets_early, genome_space, search_networks
 
 
 class Config(BaseModel):
@@ -106,8 +106,7 @@ class Pipeline:
             InputError: If the config, the data or the folder cannot be used.
         """
         with self.folder.owned():
-            config = self.config.model_dump(mode="json")
-            self.folder.claim(self.name, config, self.dataset.fingerprint, self.console.print)
+            self._claim_folder()
             self._forecast()
             library = self.search_blocks()
             if until == "blocks":
@@ -180,8 +179,7 @@ class Pipeline:
 
     def report(self) -> Path:
         """Write report.html, pareto.csv and pareto.png; return the path of the first."""
-        front = self.front()
-        outcome = read_json(self.folder.pareto)
+        front, outcome = self.front(), self._outcome()
         used = {name for record in front for name in record.blocks}
         library = BlockLibrary.load(self.folder.blocks)
         page = Report(
@@ -196,8 +194,8 @@ class Pipeline:
                 for folder, label in FOLDERS.items()
             ),
             blocks=tuple(_drawn(block) for block in library.blocks if block.name in used),
-            hypervolume=tuple(outcome["hypervolume"].items()),
-            reference=Box.from_json(outcome["box"]).describe(),
+            hypervolume=tuple(outcome.hypervolume.items()),
+            reference=outcome.box.describe(),
             spent=self._spent(),
             facts=self._facts(),
             config=self.folder.config.read_text(),
@@ -212,17 +210,8 @@ class Pipeline:
         Raises:
             InputError: If the network search has not finished.
         """
-        path = self.folder.pareto
-        if not path.exists():
-            raise InputError(
-                f"{self.folder.path}: the network search has not finished; `run` continues it"
-            )
-        try:
-            records = [ModelRecord.from_json(data) for data in read_json(path)["front"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: damaged: {error}") from error
         retrained = {record.id: record for record in self.folder.records("retrained")}
-        return [retrained.get(record.id, record) for record in records]
+        return [retrained.get(record.id, record) for record in self._outcome().front]
 
     def retrained(self) -> list[ModelRecord]:
         """Return the retrained members of the front.
@@ -240,6 +229,17 @@ class Pipeline:
             )
         return [record for record in members if record.test_accuracy]
 
+    def _outcome(self) -> Outcome:
+        path = self.folder.pareto
+        if not path.exists():
+            raise InputError(
+                f"{self.folder.path}: the network search has not finished; `run` continues it"
+            )
+        try:
+            return Outcome.from_json(read_json(path))
+        except ValueError as error:
+            raise InputError(f"{path}: damaged: {error}") from error
+
     @cached_property
     def dataset(self) -> Dataset:
         """The images, loaded once."""
@@ -254,6 +254,11 @@ class Pipeline:
         data, seed = self.config.data, self.config.seed
         return TrainingContext(data, seed, recipe, self.device, self.folder.metrics)
 
+    def _claim_folder(self) -> None:
+        config, fingerprint = self.config.model_dump(mode="json"), self.dataset.fingerprint
+        device = f"{_device_name(self.device)}, workers: {self.workers}"
+        self.folder.claim(self.name, config, fingerprint, device, self.console.print)
+
     def _forecast(self) -> None:
         if self.folder.blocks.exists():
             return
@@ -266,7 +271,7 @@ class Pipeline:
         say(
             f"forecast from two timed steps: about {duration(expected.total_s)} (blocks "
             f"{duration(expected.blocks_s)}, networks {duration(expected.networks_s)}, retraining "
-            f"{duration(expected.retrain_s)}), {expected.memory_mib:.0f} MiB a process"
+            f"{duration(expected.retrain_s)}), {expected.memory_mib:.0f} MiB in each worker"
         )
 
     def _step(
@@ -300,7 +305,7 @@ class Pipeline:
         facts = read_json(self.folder.facts)
         return (
             ("seed", str(self.config.seed)),
-            ("device", f"{_device_name(self.device)}, workers: {self.workers}"),
+            ("device", facts["device"]),
             *facts["versions"].items(),
             ("data fingerprint", facts["data"]),
             ("blocks are measured at", f"{REFERENCE_CHANNELS} channels, the run's image size"),
@@ -413,7 +418,9 @@ def front(folder: Folder, as_json: AsJson = False) -> int:
     if as_json:
         print(json.dumps([_row(record) for record in records]))
         return DONE
-    table = Table("id", "params", "FLOPs", "valid accuracy", "test accuracy", "seeds", "blocks")
+    table = Table(box=None, title="accuracy: validation after proxy training; test retrained")
+    for title in ("id", "params", "FLOPs", "validation", "test ± std", "seeds"):
+        table.add_column(title, no_wrap=True, justify="left" if title == "id" else "right")
     for record in records:
         table.add_row(
             record.id,
@@ -422,7 +429,6 @@ def front(folder: Folder, as_json: AsJson = False) -> int:
             _fraction(record.valid_accuracy),
             f"{_fraction(record.test_accuracy_mean)} ± {_fraction(record.test_accuracy_std)}",
             str(len(record.test_accuracy)),
-            " ".join(record.blocks),
         )
     Console().print(table)
     return DONE
@@ -452,13 +458,13 @@ def pick_model(
     if as_json:
         print(json.dumps(_row(chosen) | {"weights": weights}))
     else:
-        if not fits:
-            print("nothing fits the budgets; the nearest model is")
+        print("" if fits else "nothing fits the budgets; the nearest model is ", end="")
         print(f"{chosen.id}: {chosen.cost.params:,} params, {chosen.cost.flops:,} FLOPs")
-        std = _fraction(chosen.test_accuracy_std)
-        print(f"test accuracy {_fraction(chosen.test_accuracy_mean)} ± {std}", end="; ")
-        print(f"chosen on the test images among {max(len(within), 1)}, so a little optimistic")
-        print(f"weights {weights}")
+        mean, std = _fraction(chosen.test_accuracy_mean), _fraction(chosen.test_accuracy_std)
+        print(f"test accuracy: {mean} ± {std} over {len(chosen.seeds)} seeds")
+        print(f"weights: {weights}")
+        if len(within) > 1:
+            print(f"chosen by test accuracy among {len(within)} models, so a little optimistic")
     return DONE if fits else NOTHING_FITS
 
 

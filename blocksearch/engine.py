@@ -154,7 +154,7 @@ def search(
     checkpoint goes on from it and ends as if it had not stopped.
 
     Raises:
-        TrainingError: If a logged scalar is not finite any more.
+        TrainingError: If a logged scalar or a logit is not finite any more.
     """
     state = load_checkpoint(checkpoint) if checkpoint else None
     start = 0
@@ -176,6 +176,8 @@ def search(
         if checkpoint:
             save_checkpoint(checkpoint, {"strategy": strategy.state_dict(), "epoch": epoch + 1})
         on_epoch(epoch + 1, means)
+    if not all(bool(torch.isfinite(logits).all()) for logits in strategy.architecture()):
+        raise TrainingError("the search diverged in its last step")
     return strategy.derive()
 
 
@@ -189,6 +191,8 @@ def shared_weight_accuracy(supernet: Supernet, cells: Cells, split: Split) -> fl
     gates = one_hot_gates(cells, supernet.space)
     gates = Gates(gates.weight.to(split.images.device), gates.active)
     right = torch.zeros((), device=split.images.device)
-    for images, labels in batches(split, EVALUATION_BATCH):
+    # Nearly equal batches: BatchNorm uses the batch's statistics, and a rest of one has none.
+    size = math.ceil(len(split) / math.ceil(len(split) / EVALUATION_BATCH))
+    for images, labels in batches(split, size):
         right += (supernet(images, gates).argmax(dim=1) == labels).sum()
     return float(right) / len(split)

@@ -55,6 +55,8 @@ class BlockSearchConfig(BaseModel):
         unknown = [op for op in self.space.ops if op not in OPS]
         if unknown:
             raise ValueError(f"ops: unknown {unknown}; there are {', '.join(OPS)}")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("seeds: expected distinct seeds")
         self.searches(seed=0)
         return self
 
@@ -79,6 +81,9 @@ class BlockSearchConfig(BaseModel):
                     f"strategies: unknown {strategy!r}; there are {', '.join(sorted(STRATEGIES))}"
                 )
             swept = {key: v if isinstance(v, list) else [v] for key, v in settings.items()}
+            for key, options in swept.items():
+                if not options or len(set(options)) != len(options):
+                    raise ValueError(f"strategies.{strategy}.{key}: expected distinct values")
             for values in product(*swept.values()):
                 chosen = dict(zip(swept, values, strict=True))
                 try:

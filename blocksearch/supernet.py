@@ -55,7 +55,8 @@ class Supernet(nn.Module):
         self.image_shape = image_shape
         stem = STEM_MULTIPLIER * channels
         self.stem = nn.Sequential(
-            nn.Conv2d(image_shape[0], stem, 3, padding=1, bias=False), nn.BatchNorm2d(stem)
+            nn.Conv2d(image_shape[0], stem, 3, padding=1, bias=False),
+            nn.BatchNorm2d(stem, track_running_stats=False),
         )
         self.cells = nn.ModuleList()
         self.kind_of_cell: list[int] = []

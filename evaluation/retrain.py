@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from safetensors.torch import save
 from torch import nn
 
@@ -25,6 +25,13 @@ class RetrainConfig(BaseModel):
     baselines: int = Field(ge=0)
     seeds: tuple[int, ...] = Field(min_length=1)
     train: TrainConfig
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) != len(seeds):
+            raise ValueError("expected distinct seeds")
+        return seeds
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class RunFolder:
 
     @property
     def facts(self) -> Path:
-        """Name, fingerprint of the data, library versions."""
+        """Name, fingerprint of the data, device, library versions."""
         return self.path / "run.json"
 
     @property
@@ -85,14 +85,26 @@ class RunFolder:
             raise InputError(f"{self.path}: another run is at work in this folder") from error
 
     def claim(
-        self, name: str, config: dict[str, Any], fingerprint: str, say: Callable[[str], None]
+        self,
+        name: str,
+        config: dict[str, Any],
+        fingerprint: str,
+        device: str,
+        say: Callable[[str], None],
     ) -> None:
         """Leave config and facts in an empty folder; in that of a run, check that they agree.
+
+        Args:
+            name: What reports call the run.
+            config: The whole config as plain data.
+            fingerprint: Of the images.
+            device: Where the run computes, in words.
+            say: Called with a warning if the library versions have changed.
 
         Raises:
             InputError: If the folder is another run's, naming the keys that differ, or no run's.
         """
-        facts = {"name": name, "data": fingerprint, "versions": versions()}
+        facts = {"name": name, "data": fingerprint, "device": device, "versions": versions()}
         if not self.config.exists():
             there = {entry.name for entry in self.path.iterdir() if entry.name[0] != "."}
             if there - {self.facts.name}:

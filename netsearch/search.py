@@ -37,6 +37,20 @@ class Outcome:
         front = [record.to_json() for record in self.front]
         return {"box": asdict(self.box), "hypervolume": self.hypervolume, "front": front}
 
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Outcome":
+        """Rebuild from `to_json`.
+
+        Raises:
+            ValueError: If the data has another form.
+        """
+        try:
+            hypervolume = {str(name): float(share) for name, share in data["hypervolume"].items()}
+            front = tuple(ModelRecord.from_json(record) for record in data["front"])
+            return cls(Box.from_json(data["box"]), hypervolume, front)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not the outcome of a network search: {error!r}") from error
+
 
 def search_networks(
     config: NetSearchConfig,

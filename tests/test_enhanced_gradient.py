@@ -1,5 +1,6 @@
 """EG-DARTS: what the enhanced gradient does to a search, the complexity term, and the switches."""
 
+import copy
 import math
 
 import pytest
@@ -263,6 +264,22 @@ def test_unscaled_weight_gradient_drops_the_probability_and_nothing_else(make_se
     # its probability is 1 / (1 + 1 + 1 + 6)
     torch.testing.assert_close(unscaled, 9 * scaled, rtol=1e-3, atol=1e-6)
     assert moved == pytest.approx(moved_too, rel=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_checkpoint_carries_the_momentum_of_the_alphas(optimizer, make_setup, period_batch):
+    settings = {"alpha_optimizer": optimizer, "alpha_momentum": 0.9, "warmup": 0.0}
+
+    def build() -> EnhancedGradient:
+        config = EnhancedGradient.Config(**settings)
+        return EnhancedGradient(make_setup(OPS), config, torch.Generator().manual_seed(0))
+
+    whole, resumed = build(), build()
+    whole.step(period_batch(8, 0), period_batch(8, 1), 0.2)
+    resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
+    for strategy in (whole, resumed):
+        strategy.step(period_batch(8, 2), period_batch(8, 3), 0.6)
+    assert torch.equal(whole.architecture()[0], resumed.architecture()[0])
 
 
 def test_the_configured_derivation_decides_how_many_edges_stay(make_setup):

@@ -171,7 +171,7 @@ def params_without_batch_norm(name: str, channels: int) -> int:
 
 @pytest.mark.parametrize(
     ("name", "depthwise", "pointwise"),
-    [  # coefficients of C and of C^2, methods.md 2.1
+    [  # coefficients of C and of C^2
         ("none", 0, 0),
         ("skip_connect", 0, 0),
         ("max_pool_3x3", 0, 0),

@@ -277,6 +277,7 @@ def test_doctor_finds_this_machine_well():
     [
         ("blocksearch.epoch=3", ["blocksearch.epoch"]),
         ("netsearch.train.epochs=many", ["netsearch.train.epochs", "many"]),
+        ("retrain.seeds=[0, 0]", ["retrain.seeds", "distinct"]),
         ("retrain.members=-1", ["retrain.members", "-1"]),
         ("netsearch.widths=[8, 4]", ["netsearch.widths", "ascending"]),
         ("netsearch.widths=[6]", ["netsearch.widths", "multiples of 4"]),
