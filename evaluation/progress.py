@@ -16,7 +16,8 @@ from rich.progress import (
 )
 
 POLL_S = 0.5
-PLAIN_EVERY_S = 10.0
+PLAIN_EVERY_S = 10.0  # between two plain lines, when there is something new to say
+PLAIN_QUIET_S = 60.0  # and when there is not
 
 
 @contextmanager
@@ -62,11 +63,20 @@ def _bar(
 def _lines(
     console: Console, title: str, total: int, count: Callable[[], int], stop: threading.Event
 ) -> None:
-    first, began = count(), time.monotonic()
+    first = shown = count()
+    began = changed = printed = time.monotonic()
     while not stop.wait(PLAIN_EVERY_S):
-        done, elapsed = count(), time.monotonic() - began
-        eta = duration(elapsed * (total - done) / (done - first)) if done > first else "unknown"
-        console.print(f"{title}: {done}/{total}, {duration(elapsed)} elapsed, ETA {eta}")
+        done, now = count(), time.monotonic()
+        if done == shown and now - printed < PLAIN_QUIET_S:
+            continue
+        if done != shown:
+            shown, changed = done, now
+        printed, eta = now, "unknown"
+        if done > first:
+            # Counts may come in lumps: reckon from the last change, or the ETA grows in between.
+            at_change_s = (changed - began) * (total - done) / (done - first)
+            eta = duration(max(0.0, at_change_s - (now - changed)))
+        console.print(f"{title}: {done}/{total}, {duration(now - began)} elapsed, ETA {eta}")
 
 
 def duration(seconds: float) -> str:
