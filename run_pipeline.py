@@ -14,12 +14,17 @@ from typing import Annotated, Any
 import torch
 import typer
 from joblib import cpu_count
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from blocksearch.library import REFERENCE_CHANNELS, Block, BlockLibrary
-from blocksearch.search import BlockSearchConfig, SearchContext, search_blocks
+from blocksearch.search import (
+    BlockSearchConfig,
+    SearchContext,
+    build_supernet,
+    search_blocks,
+)
 from configs import FOLDER, read_config
 from evaluation.data import DataConfig, Dataset, worker_dataset
 from evaluation.errors import InputError
@@ -28,7 +33,8 @@ from evaluation.progress import duration
 from evaluation.records import ModelRecord, read_json, write_json
 from evaluation.report import Baseline, DrawnBlock, Report, write_report
 from evaluation.retrain import RetrainConfig, Trial, retrain_all
-from evaluation.run_folder import RunFolder, versions
+from evaluation.run_folder import Facts, RunFolder, versions
+from evaluation.sources import load_torchvision
 from evaluation.training import TrainConfig, TrainingContext
 from netsearch.baselines import FOLDERS, baseline_trials
 from netsearch.forecast import forecast
@@ -37,13 +43,15 @@ from netsearch.network import builder
 from netsearch.nsga2 import NetSearchConfig
 from netsearch.search import Images, Outcome, check_budgets_early, genome_space, search_networks
 
+PLAIN: dict[str, Any] = {"soft_wrap": True, "markup": False, "highlight": False}
+
 
 class Config(BaseModel):
     """One experiment; every package owns the model of its own table."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    seed: int
+    seed: int = Field(ge=0, lt=2**31)
     data: DataConfig
     blocksearch: BlockSearchConfig
     netsearch: NetSearchConfig
@@ -85,7 +93,7 @@ class Pipeline:
     name: str = "run"
     device: str = "cpu"
     workers: int = 1
-    console: Console = field(default_factory=lambda: Console(stderr=True, soft_wrap=True))
+    console: Console = field(default_factory=lambda: Console(**PLAIN, stderr=True))
 
     @classmethod
     def open(cls, folder: Path) -> "Pipeline":
@@ -95,9 +103,8 @@ class Pipeline:
             InputError: If it is none.
         """
         run = RunFolder(folder)
-        if not run.config.exists() or not run.facts.exists():
-            raise InputError(f"{folder}: expected the folder of a run, with its config.yaml")
-        return cls(Config.load(run.config), run, str(read_json(run.facts)["name"]))
+        name = run.read_facts().name
+        return cls(Config.load(run.config), run, name)
 
     def run(self, until: str = "retrain") -> None:
         """Search blocks, assemble networks, retrain the Pareto members, report.
@@ -106,7 +113,8 @@ class Pipeline:
             InputError: If the config, the data or the folder cannot be used.
         """
         with self.folder.owned():
-            self._claim_folder()
+            self._check()
+            self._claim()
             self._forecast()
             library = self.search_blocks()
             if until == "blocks":
@@ -122,7 +130,6 @@ class Pipeline:
         if self.folder.blocks.exists():
             return BlockLibrary.load(self.folder.blocks)
         config = self.config.blocksearch
-        check_budgets_early(self.config.netsearch, config.space, self.images)
         context = SearchContext(
             config=config,
             data=self.config.data,
@@ -141,7 +148,7 @@ class Pipeline:
     def search_networks(self, library: BlockLibrary) -> list[ModelRecord]:
         """Stage two: NSGA-II over the library, random search beside it, the Pareto set."""
         if self.folder.pareto.exists():
-            return self.front()
+            return list(self._outcome().front)
         config = self.config.netsearch
         archives = self.folder.archive("archive"), self.folder.archive("random")
         searches = 2 if config.random_search else 1
@@ -149,7 +156,13 @@ class Pipeline:
         with self._step("networks", "networks", total, lambda: sum(map(len, archives))):
             training = self._training(config.train)
             outcome = search_networks(
-                config, library, self.images, training, archives, self.workers, self.console.print
+                config,
+                library,
+                self.images,
+                training=training,
+                archives=archives,
+                workers=self.workers,
+                say=self.console.print,
             )
         write_json(self.folder.pareto, outcome.to_json())
         return list(outcome.front)
@@ -167,7 +180,14 @@ class Pipeline:
         for number, record in enumerate(spread(members, config.baselines)):
             spec, seed = space.decode(record.genome), self.config.seed * 1000 + number
             cells = self.config.blocksearch.space
-            trials += baseline_trials(record, spec, cells, images.shape, images.classes, seed)
+            trials += baseline_trials(
+                record,
+                spec,
+                space=cells,
+                image_shape=images.shape,
+                classes=images.classes,
+                seed=seed,
+            )
         unique = list({(trial.folder, trial.record.id): trial for trial in trials}.values())
         total = len(unique) * len(config.seeds) * config.train.epochs
         with self._step("retrain", "retraining, epochs", total):
@@ -184,7 +204,7 @@ class Pipeline:
         library = BlockLibrary.load(self.folder.blocks)
         page = Report(
             title=self.name,
-            dataset=self._describe_data(),
+            dataset=self.folder.read_facts().data,
             costs=self.config.netsearch.costs,
             front=tuple(front),
             archive=tuple(self.folder.archive("archive")),
@@ -227,7 +247,11 @@ class Pipeline:
                 f"{self.folder.path}: the run has not finished: {left} of {len(members)} members "
                 "are not retrained; the same `run` command continues it"
             )
-        return [record for record in members if record.test_accuracy]
+        good = [record for record in members if record.test_accuracy]
+        if not good:
+            reasons = "; ".join(f"{record.id}: {record.failure}" for record in members)
+            raise InputError(f"{self.folder.path}: retraining failed for every member: {reasons}")
+        return good
 
     def _outcome(self) -> Outcome:
         path = self.folder.pareto
@@ -254,16 +278,24 @@ class Pipeline:
         data, seed = self.config.data, self.config.seed
         return TrainingContext(data, seed, recipe, self.device, self.folder.metrics)
 
-    def _claim_folder(self) -> None:
-        config, fingerprint = self.config.model_dump(mode="json"), self.dataset.fingerprint
-        device = f"{_device_name(self.device)}, workers: {self.workers}"
-        self.folder.claim(self.name, config, fingerprint, device, self.console.print)
+    def _check(self) -> None:
+        """Find, before the folder is claimed, what would otherwise end the run later on."""
+        config = self.config.blocksearch
+        build_supernet(config, self.dataset, stages_for(self.images.shape[1:]), seed=0)
+        check_budgets_early(self.config.netsearch, config.space, self.images)
+        if self.config.retrain.baselines:
+            load_torchvision()
+
+    def _claim(self) -> None:
+        device, fingerprint = _device_name(self.device), self.dataset.fingerprint
+        facts = Facts(self.name, self._describe_data(), fingerprint, device, versions())
+        self.folder.claim(facts, self.config.model_dump(mode="json"), self.console.print)
 
     def _forecast(self) -> None:
         if self.folder.blocks.exists():
             return
         say, config = self.console.print, self.config
-        say(f"{self._describe_data()}; {self.device}, workers: {self.workers}")
+        say(f"{self._describe_data()}; {_device_name(self.device)}, workers: {self.workers}")
         tables = config.blocksearch, config.netsearch, config.retrain
         expected = forecast(
             self.dataset, config.data.augment, *tables, device=self.device, workers=self.workers
@@ -299,15 +331,16 @@ class Pipeline:
         for stage, title in titles.items():
             wall_s, compute_s = self.folder.seconds(stage)
             rows.append((title, f"{duration(wall_s)} ({duration(compute_s)} in all workers)"))
+        rows.append(("not counted", "the last minutes of calls that were killed, if any"))
         return tuple(rows)
 
     def _facts(self) -> tuple[tuple[str, str], ...]:
-        facts = read_json(self.folder.facts)
+        facts = self.folder.read_facts()
         return (
             ("seed", str(self.config.seed)),
-            ("device", facts["device"]),
-            *facts["versions"].items(),
-            ("data fingerprint", facts["data"]),
+            ("device", facts.device),
+            *facts.versions.items(),
+            ("data fingerprint", facts.fingerprint),
             ("blocks are measured at", f"{REFERENCE_CHANNELS} channels, the run's image size"),
             ("reproduce", "paretoblocks run config.yaml --out DIR, with this folder's config.yaml"),
         )
@@ -372,6 +405,9 @@ def _guarded(command: Callable[..., int]) -> Callable[..., None]:
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
             status = command(*args, **kwargs)
+        except torch.OutOfMemoryError as error:
+            print(f"error: {error}; lower batch_size or channels", file=sys.stderr)
+            status = BAD_INPUT
         except (InputError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             status = BAD_INPUT
@@ -419,13 +455,14 @@ def front(folder: Folder, as_json: AsJson = False) -> int:
         print(json.dumps([_row(record) for record in records]))
         return DONE
     table = Table(box=None, title="accuracy: validation after proxy training; test retrained")
-    for title in ("id", "params", "FLOPs", "validation", "test ± std", "seeds"):
+    for title in ("id", "params", "FLOPs", "ms", "validation", "test ± std", "seeds"):
         table.add_column(title, no_wrap=True, justify="left" if title == "id" else "right")
     for record in records:
         table.add_row(
             record.id,
             f"{record.cost.params:,}",
             f"{record.cost.flops:,}",
+            "-" if record.cost.latency_ms is None else f"{record.cost.latency_ms:.2f}",
             _fraction(record.valid_accuracy),
             f"{_fraction(record.test_accuracy_mean)} ± {_fraction(record.test_accuracy_std)}",
             str(len(record.test_accuracy)),
@@ -533,7 +570,7 @@ def _amount(text: str | None) -> int | None:
             raise ValueError("not positive")
     except ValueError as error:
         raise InputError(f"expected a positive amount such as 300k or 20M, got {text!r}") from error
-    return int(amount)
+    return round(amount)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -45,7 +45,7 @@ class BlockSearchConfig(BaseModel):
     cells: int = Field(ge=2)
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=2)
-    seeds: tuple[int, ...] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=SEED_STRIDE)], ...] = Field(min_length=1)
     complexity_cost: Literal["params", "flops"]
     weights: WeightConfig
     strategies: dict[str, dict[str, Any]] = Field(min_length=1)
@@ -82,7 +82,7 @@ class BlockSearchConfig(BaseModel):
                 )
             swept = {key: v if isinstance(v, list) else [v] for key, v in settings.items()}
             for key, options in swept.items():
-                if not options or len(set(options)) != len(options):
+                if not options or any(options.count(option) > 1 for option in options):
                     raise ValueError(f"strategies.{strategy}.{key}: expected distinct values")
             for values in product(*swept.values()):
                 chosen = dict(zip(swept, values, strict=True))
@@ -142,7 +142,10 @@ def build_supernet(config: BlockSearchConfig, dataset: Dataset, stages: int, see
                 stages=stages,
             )
     except ValueError as error:
-        raise InputError(f"blocksearch.cells: {error}") from error
+        raise InputError(
+            f"blocksearch.cells, for images of {dataset.image_shape[1]}x{dataset.image_shape[2]} "
+            f"pixels: {error}"
+        ) from error
 
 
 def make_strategy(
@@ -217,6 +220,9 @@ def search_blocks(
     """
     searches = context.config.searches(seed)
     missing = [one for one in searches if not _result_path(context.folder, one).exists()]
+    for one in searches:
+        if one not in missing:  # a kill may have left its checkpoint
+            (context.folder / f"{one.name}.ckpt").unlink(missing_ok=True)
     context.folder.mkdir(parents=True, exist_ok=True)
     tasks = {one.name: (one, context) for one in missing}
     for name, result in run_tasks(run_search, tasks, min(workers, max(1, len(tasks)))):

@@ -111,6 +111,6 @@ class Supernet(nn.Module):
                 side = (height, width) if from_input else halved
                 for o, op in enumerate(self.space.ops):
                     measured = op_cost(op, channels, stride, side)
-                    costs[kind, e, o] += measured.flops if cost == "flops" else measured.params
+                    costs[kind, e, o] += measured.count(cost)
             height, width = halved
         return costs

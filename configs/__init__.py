@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent
 def read_config(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
     """Read a config file as plain data and apply `key=value` changes.
 
-    A file that is not there is looked up by its name among those of this package.
+    `NAME.yaml` and `configs/NAME.yaml` that are not there are looked up in this package.
 
     Args:
         path: The YAML file.
@@ -26,8 +26,8 @@ def read_config(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         InputError: If the file cannot be read, or a change has another form.
     """
-    if not path.exists() and (FOLDER / path.name).exists():
-        path = FOLDER / path.name
+    if not path.exists() and path.parent in (Path(), Path("configs")):
+        path = FOLDER / path.name if (FOLDER / path.name).exists() else path
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -56,5 +56,5 @@ def _apply(data: dict[str, Any], change: str) -> None:
 def _parse(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # an impossible date is the latter
         raise InputError(f"{where}: not YAML: {' '.join(str(error).split())}") from error

@@ -10,6 +10,7 @@ from torch import nn
 
 from evaluation.cost import count_params, measure_cost
 from evaluation.records import Cost
+from evaluation.sources import load_torchvision
 
 # Expansion, channels, repeats, stride: table 2 of Sandler et al. 2018, as in torchvision.
 INVERTED_RESIDUALS = (
@@ -40,13 +41,11 @@ class MobileNetV2:
 
     def __call__(self) -> nn.Module:
         """Return the network."""
-        from torchvision.models import mobilenet_v2  # not on import: it must fit torch exactly
-        from torchvision.ops import Conv2dNormActivation
-
+        torchvision = load_torchvision()
         halvings = max(0, int(math.log2(min(self.image_shape[1:]) / 4)))
         strided = [i for i, row in enumerate(INVERTED_RESIDUALS) if row[3] == 2]
         keep = set(strided[-halvings:] if halvings else [])
-        model: nn.Module = mobilenet_v2(
+        model: nn.Module = torchvision.models.mobilenet_v2(
             num_classes=self.classes,
             width_mult=self.width,
             round_nearest=4,
@@ -60,7 +59,7 @@ class MobileNetV2:
         stem = features[0][0]
         features[0][0] = nn.Conv2d(self.image_shape[0], stem.out_channels, 3, padding=1, bias=False)
         last = max(8, round(LAST_CHANNELS * self.width / 8) * 8)
-        features[-1] = Conv2dNormActivation(
+        features[-1] = torchvision.ops.Conv2dNormActivation(
             features[-1][0].in_channels, last, kernel_size=1, activation_layer=nn.ReLU6
         )
         model.classifier = nn.Sequential(nn.Linear(last, self.classes))

@@ -100,8 +100,10 @@ _watched: set[int] = set()
 
 
 def _die_with(parent: int) -> None:
-    """End this worker soon after its parent was killed, so that no orphan goes on computing."""
-    if parent in _watched or not hasattr(os, "getppid"):
+    """End this worker as soon as its parent is gone, so that no orphan goes on computing."""
+    if os.getppid() != parent:
+        os._exit(1)
+    if parent in _watched:
         return
     _watched.add(parent)
 
@@ -110,5 +112,4 @@ def _die_with(parent: int) -> None:
             time.sleep(PARENT_POLL_S)
         os._exit(1)
 
-    if os.getppid() == parent:
-        threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()

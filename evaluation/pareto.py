@@ -9,9 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pymoo.indicators.hv import HV
 
-from evaluation.records import ModelRecord
-
-COSTS = ("params", "flops")
+from evaluation.records import Cost, ModelRecord
 
 
 def objectives(record: ModelRecord, costs: Sequence[str] = ("params",)) -> tuple[float, ...]:
@@ -22,15 +20,7 @@ def objectives(record: ModelRecord, costs: Sequence[str] = ("params",)) -> tuple
     """
     if record.valid_accuracy is None:
         raise ValueError(f"network {record.id} has no accuracy: {record.failure}")
-    return (1.0 - record.valid_accuracy, *(cost_of(record, name) for name in costs))
-
-
-def cost_of(record: ModelRecord, name: str) -> float:
-    """Return one cost of a record by its name in `COSTS`."""
-    known = {"params": record.cost.params, "flops": record.cost.flops}
-    if name not in known:
-        raise ValueError(f"cost must be one of {', '.join(COSTS)}, got {name!r}")
-    return float(known[name])
+    return (1.0 - record.valid_accuracy, *(float(record.cost.count(name)) for name in costs))
 
 
 def non_dominated(points: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -74,7 +64,7 @@ class Box:
     its reference: the area as one sees it in the picture of the front.
 
     Attributes:
-        worst_error: The error of guessing the most frequent class, or 1 - 1 / classes.
+        worst_error: The error of guessing, 1 - 1 / classes.
         least: Least value of each cost in the space.
         reference: Reference value of each cost: the hard budget, or the space's largest.
         costs: Names of the costs.
@@ -109,7 +99,7 @@ class Box:
         alive = [objectives(r, self.costs) for r in records if r.valid_accuracy is not None]
         if not alive:
             return 0.0
-        points = np.array(alive)
+        points = np.array(sorted(alive))  # sorted: a sum of floats depends on its order
         span = np.log(np.array(self.reference) / np.array(self.least))
         points[:, 0] /= self.worst_error
         points[:, 1:] = np.log(points[:, 1:] / np.array(self.least)) / np.maximum(span, 1e-12)
@@ -122,6 +112,8 @@ def spread(records: Sequence[ModelRecord], count: int) -> list[ModelRecord]:
     The cheapest and the most accurate are always among them; the order is by params.
     """
     ordered = sorted(records, key=lambda r: (r.cost.params, r.id))
+    if count == 0:
+        return []
     if len(ordered) <= count:
         return ordered
     best = max(ordered, key=lambda r: (r.valid_accuracy or 0.0, -r.cost.params))
@@ -143,25 +135,27 @@ class Budgets:
     max_latency_ms: float | None = None
     min_accuracy: float | None = None
 
-    def excess(self, record: ModelRecord) -> float:
-        """Return the largest relative excess over a budget, 0 when the record fits all.
+    def cost_excess(self, cost: Cost) -> float:
+        """Return the largest relative excess over a budget on costs, 0 when all are kept.
 
-        A record without a measured latency does not fit any latency budget.
+        A cost without a measured latency keeps no latency budget.
         """
-        latency = record.cost.latency_ms
-        excesses = [0.0]
-        if self.max_params is not None:
-            excesses.append(record.cost.params / max(self.max_params, 1) - 1)
-        if self.max_flops is not None:
-            excesses.append(record.cost.flops / max(self.max_flops, 1) - 1)
-        if self.max_latency_ms is not None:
-            excesses.append(
-                float("inf") if latency is None else latency / max(self.max_latency_ms, 1e-9) - 1
-            )
+        latency = float("inf") if cost.latency_ms is None else cost.latency_ms
+        bounds = (
+            (cost.params, self.max_params),
+            (cost.flops, self.max_flops),
+            (latency, self.max_latency_ms),
+        )
+        excesses = [value / max(top, 1e-9) - 1 for value, top in bounds if top is not None]
+        return max([0.0, *excesses])
+
+    def excess(self, record: ModelRecord) -> float:
+        """Return the largest relative excess over any budget, 0 when the record fits all."""
+        shortfall = 0.0
         if self.min_accuracy is not None:
             accuracy = record.test_accuracy_mean or 0.0
-            excesses.append((self.min_accuracy - accuracy) / max(self.min_accuracy, 1e-9))
-        return max(excesses)
+            shortfall = (self.min_accuracy - accuracy) / max(self.min_accuracy, 1e-9)
+        return max(self.cost_excess(record.cost), shortfall)
 
 
 def pick(records: Sequence[ModelRecord], budgets: Budgets) -> tuple[ModelRecord, bool]:

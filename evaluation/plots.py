@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox, BboxBase
 
-from evaluation.pareto import cost_of, pareto_set
+from evaluation.pareto import pareto_set
 from evaluation.records import ModelRecord
 
 COST_NAMES = {"params": "params", "flops": "FLOPs"}
@@ -79,7 +79,7 @@ def _draw_searches(
     everyone = [record for records in searches.values() for record in _alive(records)]
     if not everyone:
         return
-    end = max(cost_of(record, cost) for record in everyone)
+    end = max(record.cost.count(cost) for record in everyone)
     for order, (label, records) in enumerate(searches.items()):
         alive, best = _alive(records), pareto_set(records, (cost,))
         if not best:
@@ -209,13 +209,15 @@ def _alive(records: Iterable[ModelRecord]) -> list[ModelRecord]:
 
 def _points(records: Iterable[ModelRecord], cost: str) -> tuple[list[float], list[float]]:
     """Return cost and validation accuracy of records that did not fail."""
-    pairs = [(cost_of(r, cost), r.valid_accuracy) for r in records if r.valid_accuracy is not None]
+    pairs = [
+        (r.cost.count(cost), r.valid_accuracy) for r in records if r.valid_accuracy is not None
+    ]
     return [x for x, _ in pairs], [y for _, y in pairs]
 
 
 def _test_points(records: Iterable[ModelRecord], cost: str) -> tuple[list[float], list[float]]:
     """Return cost and mean test accuracy of retrained records."""
-    pairs = [(cost_of(r, cost), fmean(r.test_accuracy)) for r in records]
+    pairs = [(r.cost.count(cost), fmean(r.test_accuracy)) for r in records]
     return [x for x, _ in pairs], [y for _, y in pairs]
 
 

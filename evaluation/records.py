@@ -25,6 +25,17 @@ class Cost:
     flops: int
     latency_ms: float | None = None
 
+    def count(self, name: str) -> int:
+        """Return the count of that name, `params` or `flops`.
+
+        Raises:
+            ValueError: If there is no such count.
+        """
+        counts = {"params": self.params, "flops": self.flops}
+        if name not in counts:
+            raise ValueError(f"cost must be one of {', '.join(counts)}, got {name!r}")
+        return counts[name]
+
     def __add__(self, other: "Cost") -> "Cost":
         """Add counts; latencies do not add up exactly and are dropped."""
         return Cost(self.params + other.params, self.flops + other.flops)
@@ -67,8 +78,8 @@ class ModelRecord:
         return statistics.stdev(self.test_accuracy) if len(self.test_accuracy) > 1 else None
 
     def retrained(self, test_accuracy: tuple[float, ...], seeds: tuple[int, ...]) -> "ModelRecord":
-        """Return a copy that carries the test accuracies of `seeds`."""
-        return replace(self, test_accuracy=test_accuracy, seeds=seeds)
+        """Return a copy that carries the test accuracies of `seeds`, and no failure."""
+        return replace(self, test_accuracy=test_accuracy, seeds=seeds, failure=None)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data."""
@@ -106,14 +117,15 @@ class Archive:
     def __init__(self, path: Path):
         """Read what is there.
 
-        A last line without its newline is what a kill in mid-write leaves; it is cut off and
-        evaluated again. Any other unreadable line is damage and refused.
+        A last line without its newline is what a kill in mid-write leaves; the next record
+        overwrites it. Any other unreadable line is damage and refused.
 
         Raises:
             InputError: If a line is damaged; the message says which.
         """
         self.path = path
         self._records: dict[str, ModelRecord] = {}
+        self._size = 0  # bytes of whole lines
         if not path.exists():
             return
         text = path.read_bytes()
@@ -124,11 +136,10 @@ class Archive:
             except ValueError as error:
                 raise InputError(
                     f"{path}: line {number} is damaged ({error}); "
-                    "delete that line to have its network evaluated again"
+                    "delete that line, and pareto.json, to have its network evaluated again"
                 ) from error
             self._records[record.id] = record
-        if len(complete) < len(text):
-            os.truncate(path, len(complete))
+        self._size = len(complete)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -148,11 +159,13 @@ class Archive:
         """
         if record.id in self._records:
             raise ValueError(f"network {record.id} is in the archive already")
-        line = json.dumps(record.to_json(), separators=(",", ":")) + "\n"
+        line = (json.dumps(record.to_json(), separators=(",", ":")) + "\n").encode()
         with self.path.open("ab") as file:
-            file.write(line.encode())
+            file.truncate(self._size)
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
+        self._size += len(line)
         self._records[record.id] = record
 
 

@@ -121,7 +121,7 @@ class Report:
     Attributes:
         title: Name of the run.
         dataset: One line: name, images, classes, shape.
-        costs: Objectives of the search besides the error, names of `evaluation.pareto.COSTS`.
+        costs: Objectives of the search besides the error, names of the counts of `Cost`.
         front: The Pareto set, cheapest first; those retrained have test accuracies.
         archive: Every network that the search evaluated, failed ones included.
         random_archive: The same of random search.

@@ -4,12 +4,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from safetensors.torch import save
 from torch import nn
 
 from evaluation.data import worker_dataset
+from evaluation.errors import InputError
 from evaluation.metrics import MetricsLog
 from evaluation.parallel import run_tasks
 from evaluation.records import ModelRecord, read_json, write_atomic, write_json
@@ -23,7 +26,7 @@ class RetrainConfig(BaseModel):
 
     members: int = Field(ge=1)
     baselines: int = Field(ge=0)
-    seeds: tuple[int, ...] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(min_length=1)
     train: TrainConfig
 
     @field_validator("seeds")
@@ -104,12 +107,13 @@ def retrain(
         keep_weights: Whether to leave the weights as `weights.safetensors`.
     """
     result = folder / f"seed-{seed}.json"
+    checkpoint = folder / f"seed-{seed}.ckpt"
     if result.exists():
-        return float(read_json(result)["test_accuracy"])
+        checkpoint.unlink(missing_ok=True)  # a kill may have left it
+        return _read_result(result)
     dataset = worker_dataset(context.data, context.data_seed, context.device)
     model = seeded_model(build, seed, context.device)
     log = MetricsLog(context.metrics, "retrain", f"{folder.name}/{seed}")
-    checkpoint = folder / f"seed-{seed}.ckpt"
     began = time.perf_counter()
     try:
         train(
@@ -122,6 +126,8 @@ def retrain(
             on_epoch=lambda epoch, loss: log.write(epoch=epoch, loss=loss),
         )
         test_accuracy = accuracy(model, dataset.test)
+    except torch.AcceleratorError:
+        raise  # the device is broken for this process: no fault of the network
     except (RuntimeError, MemoryError) as error:
         return f"{type(error).__name__}: {error}"
     if keep_weights:
@@ -131,3 +137,10 @@ def retrain(
     checkpoint.unlink(missing_ok=True)
     log.write(test_accuracy=test_accuracy, seconds=time.perf_counter() - began)
     return test_accuracy
+
+
+def _read_result(path: Path) -> float:
+    try:
+        return float(read_json(path)["test_accuracy"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: damaged ({error!r}); delete it to retrain") from error

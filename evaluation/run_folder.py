@@ -4,7 +4,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,25 @@ PACKAGES = ("torch", "torchvision", "pymoo", "numpy", "scipy", "joblib", "scikit
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What a run began with.
+
+    Attributes:
+        name: What its report calls it.
+        data: The images in a sentence.
+        fingerprint: Of the images and their splits.
+        device: Where it computes, in words.
+        versions: Of Python and the libraries that decide a result.
+    """
+
+    name: str
+    data: str
+    fingerprint: str
+    device: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
 class RunFolder:
     """Paths and files of one run. Opening one touches nothing on disk."""
 
@@ -34,7 +53,7 @@ class RunFolder:
 
     @property
     def facts(self) -> Path:
-        """Name, fingerprint of the data, device, library versions."""
+        """What the run began with, see `Facts`."""
         return self.path / "run.json"
 
     @property
@@ -80,45 +99,54 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.path / ".lock", timeout=0):
+                for unfinished in self.path.rglob(".*.tmp"):  # a kill may have left it
+                    unfinished.unlink(missing_ok=True)
                 yield
         except Timeout as error:
             raise InputError(f"{self.path}: another run is at work in this folder") from error
 
-    def claim(
-        self,
-        name: str,
-        config: dict[str, Any],
-        fingerprint: str,
-        device: str,
-        say: Callable[[str], None],
-    ) -> None:
+    def read_facts(self) -> Facts:
+        """Return what the run began with.
+
+        Raises:
+            InputError: If the folder is no run's, or the file is damaged.
+        """
+        if not self.config.exists() or not self.facts.exists():
+            raise InputError(f"{self.path}: expected the folder of a run, with its config.yaml")
+        try:
+            return Facts(**read_json(self.facts))
+        except TypeError as error:
+            raise InputError(f"{self.facts}: damaged: {error}") from error
+
+    def claim(self, facts: Facts, config: dict[str, Any], say: Callable[[str], None]) -> None:
         """Leave config and facts in an empty folder; in that of a run, check that they agree.
 
         Args:
-            name: What reports call the run.
+            facts: Of this call.
             config: The whole config as plain data.
-            fingerprint: Of the images.
-            device: Where the run computes, in words.
-            say: Called with a warning if the library versions have changed.
+            say: Called with a warning where something differs that may change last digits.
 
         Raises:
             InputError: If the folder is another run's, naming the keys that differ, or no run's.
         """
-        facts = {"name": name, "data": fingerprint, "device": device, "versions": versions()}
         if not self.config.exists():
             there = {entry.name for entry in self.path.iterdir() if entry.name[0] != "."}
             if there - {self.facts.name}:
                 raise InputError(f"{self.path}: expected an empty folder or that of a run")
-            write_json(self.facts, facts)
+            write_json(self.facts, asdict(facts))
             write_atomic(self.config, yaml.safe_dump(config, sort_keys=False))
             return
-        before = read_json(self.facts)
-        if differing := list(_differences(yaml.safe_load(self.config.read_text()), config)):
+        before = self.read_facts()
+        try:
+            theirs = yaml.safe_load(self.config.read_text())
+        except (yaml.YAMLError, ValueError) as error:
+            raise InputError(f"{self.config}: damaged: {error}") from error
+        if differing := list(_differences(theirs, config)):
             raise InputError(f"{self.path}: made by another config: {'; '.join(differing)}")
-        if before["data"] != fingerprint:
+        if before.fingerprint != facts.fingerprint:
             raise InputError(f"{self.path}: the images have changed since this run began")
-        if before["versions"] != facts["versions"]:
-            say("warning: the library versions are not those with which this run began")
+        if (before.versions, before.device) != (facts.versions, facts.device):
+            say("warning: the device or the library versions are not those of this run's beginning")
 
     @contextmanager
     def step(

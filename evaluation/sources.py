@@ -90,9 +90,23 @@ def _read_digits(config: DataConfig) -> Source:
     return _join({"train": (images, digits.target)}, tuple(map(str, digits.target_names)))
 
 
-def _read_torchvision(config: DataConfig) -> Source:
-    from torchvision import datasets  # seconds of import that only these sets need
+def load_torchvision() -> Any:
+    """Import torchvision, which takes seconds and fails where it does not fit torch.
 
+    Raises:
+        InputError: If it cannot be imported.
+    """
+    try:
+        import torchvision
+    except (ImportError, RuntimeError) as error:
+        raise InputError(
+            f"torchvision cannot be imported beside this torch ({error}); see `paretoblocks doctor`"
+        ) from error
+    return torchvision
+
+
+def _read_torchvision(config: DataConfig) -> Source:
+    datasets = load_torchvision().datasets
     reader = {
         "cifar10": datasets.CIFAR10,
         "cifar100": datasets.CIFAR100,

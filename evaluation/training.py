@@ -60,7 +60,7 @@ def epoch_generator(seed: int, epoch: int, stream: int = 0) -> torch.Generator:
 
 def seeded_model(build: Callable[[], nn.Module], seed: int, device: str) -> nn.Module:
     """Build a network whose initial weights depend on `seed` alone; global state stays as it is."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = build()
     return model.to(device).to(memory_format=torch.channels_last)

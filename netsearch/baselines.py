@@ -23,6 +23,7 @@ FOLDERS = {"baselines/random_blocks": RANDOM_BLOCKS, "baselines/mobilenet_v2": R
 def baseline_trials(
     record: ModelRecord,
     spec: NetworkSpec,
+    *,
     space: SearchSpace,
     image_shape: tuple[int, int, int],
     classes: int,
@@ -30,7 +31,14 @@ def baseline_trials(
 ) -> list[Trial]:
     """Return a network of random blocks and a MobileNetV2 to retrain beside a found network."""
     random_folder, ready_made_folder = FOLDERS
-    twin, cells = random_twin(spec, record.cost.params, space, image_shape, classes, seed)
+    twin, cells = random_twin(
+        spec,
+        record.cost.params,
+        space=space,
+        image_shape=image_shape,
+        classes=classes,
+        seed=seed,
+    )
     cost = predict_cost(twin, cells, image_shape, classes)
     twin_record = ModelRecord(twin.id(cells), (), twin.blocks, cost, record.seed)
     mobilenet = mobilenet_near(record.cost.params, image_shape, classes)
@@ -46,6 +54,7 @@ def baseline_trials(
 def random_twin(
     spec: NetworkSpec,
     params: int,
+    *,
     space: SearchSpace,
     image_shape: tuple[int, int, int],
     classes: int,

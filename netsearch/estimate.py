@@ -4,33 +4,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from blocksearch.space import Cell
 from evaluation.data import worker_dataset
 from evaluation.metrics import MetricsLog
 from evaluation.parallel import WorkerDied, run_tasks
+from evaluation.pareto import Budgets
 from evaluation.records import Archive, Cost, ModelRecord
 from evaluation.training import TrainingContext, accuracy, seeded_model, train
 from netsearch.genome import GenomeSpace
 from netsearch.network import NetworkBuilder, builder, predict_cost
 
 Genome = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Hard budgets; None is no limit. FLOPs are multiply-adds for one image."""
-
-    params: int | None = None
-    flops: int | None = None
-
-    def excess(self, cost: Cost) -> float:
-        """Return the largest relative excess over a budget, 0 for a network that fits."""
-        excesses = [0.0]
-        if self.params is not None:
-            excesses.append(cost.params / self.params - 1.0)
-        if self.flops is not None:
-            excesses.append(cost.flops / self.flops - 1.0)
-        return max(excesses)
 
 
 def estimate(record: ModelRecord, build: NetworkBuilder, context: TrainingContext) -> ModelRecord:
@@ -40,8 +26,8 @@ def estimate(record: ModelRecord, build: NetworkBuilder, context: TrainingContex
     as its `failure` and no accuracy.
     """
     began = time.perf_counter()
+    dataset = worker_dataset(context.data, context.data_seed, context.device)
     try:
-        dataset = worker_dataset(context.data, context.data_seed, context.device)
         model = seeded_model(build, record.seed, context.device)
         train(
             model,
@@ -51,6 +37,8 @@ def estimate(record: ModelRecord, build: NetworkBuilder, context: TrainingContex
             augment=context.data.augment,
         )
         record = replace(record, valid_accuracy=accuracy(model, dataset.search_valid))
+    except torch.AcceleratorError:
+        raise  # the device is broken for this process: no fault of the candidate
     except (RuntimeError, ValueError, MemoryError) as error:  # torch's out-of-memory is the first
         record = replace(record, failure=_reason(error))
     MetricsLog(context.metrics, "networks", record.id).write(
@@ -72,7 +60,7 @@ class Evaluator:
         cells: Block name to cell.
         image_shape: (C, H, W).
         classes: Number of classes.
-        limits: Hard budgets.
+        budgets: Hard budgets on params and FLOPs.
         context: Data, proxy recipe and device, for the workers.
         seed: Of every proxy training, so that candidates differ by their structure alone.
         workers: Processes that train at the same time.
@@ -84,17 +72,21 @@ class Evaluator:
     cells: Mapping[str, Cell]
     image_shape: tuple[int, int, int]
     classes: int
-    limits: Limits
+    budgets: Budgets
     context: TrainingContext
     seed: int
     workers: int
     known: tuple[Archive, ...] = ()
     on_record: Callable[[ModelRecord], None] = lambda record: None
     _ids: dict[Genome, str] = field(default_factory=dict)
+    _costs: dict[Genome, Cost] = field(default_factory=dict)
 
     def cost(self, genome: Genome) -> Cost:
         """Return the exact cost of a genome's network."""
-        return predict_cost(self.space.decode(genome), self.cells, self.image_shape, self.classes)
+        if genome not in self._costs:
+            spec = self.space.decode(genome)
+            self._costs[genome] = predict_cost(spec, self.cells, self.image_shape, self.classes)
+        return self._costs[genome]
 
     def id(self, genome: Genome) -> str:
         """Return the id of a genome's network."""
@@ -104,7 +96,7 @@ class Evaluator:
 
     def fits(self, genome: Genome) -> bool:
         """Tell whether a genome's network keeps the hard budgets."""
-        return self.limits.excess(self.cost(genome)) <= 0
+        return self.budgets.cost_excess(self.cost(genome)) <= 0
 
     def evaluate(self, genomes: Sequence[Genome], archive: Archive) -> None:
         """Put a record of every genome into `archive`; those that are there stay as they are.
@@ -116,8 +108,8 @@ class Evaluator:
         blanks: dict[str, ModelRecord] = {}
         for genome in genomes:
             cost, id = self.cost(genome), self.id(genome)
-            if self.limits.excess(cost) > 0:
-                raise ValueError(f"genome {genome} is over budget: {cost} against {self.limits}")
+            if self.budgets.cost_excess(cost) > 0:
+                raise ValueError(f"genome {genome} is over budget: {cost} against {self.budgets}")
             if archive.get(id) is not None or id in tasks:
                 continue
             earlier = next((r for a in self.known if (r := a.get(id)) is not None), None)

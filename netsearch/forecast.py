@@ -5,6 +5,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from blocksearch.search import BlockSearchConfig, Search, make_strategy
 from blocksearch.space import NORMAL, REDUCTION
 from evaluation.data import AugmentConfig, Dataset, Split, batches
 from evaluation.retrain import RetrainConfig
-from evaluation.training import TrainConfig, seeded_model, train
+from evaluation.training import TrainConfig, TrainingError, seeded_model, train
 from netsearch.genome import NetworkSpec, Stage, stages_for
 from netsearch.network import NetworkBuilder
 from netsearch.nsga2 import NetSearchConfig
@@ -104,7 +105,12 @@ def _time_epochs(
     count = min(len(split), TIMED_STEPS * recipe.batch_size)
     part = Split(split.images[:count], split.labels[:count], split.mean, split.std)
     one_epoch = recipe.model_copy(update={"epochs": 1})
-    seconds = _time(lambda: train(model, part, one_epoch, seed=0, augment=augment), device, 1)
+
+    def one() -> None:
+        with suppress(TrainingError):  # the run itself will record it
+            train(model, part, one_epoch, seed=0, augment=augment)
+
+    seconds = _time(one, device, 1)
     per_step = seconds / _steps(part, recipe.batch_size)
     return per_step * _steps(split, recipe.batch_size) * recipe.epochs
 

@@ -156,8 +156,7 @@ def extreme_costs(
         return cost(best, count)
 
     def cost(genome: Sequence[int], count: str) -> int:
-        whole = predict_cost(space.decode(genome), cells, image_shape, classes)
-        return {"params": whole.params, "flops": whole.flops}[count]
+        return predict_cost(space.decode(genome), cells, image_shape, classes).count(count)
 
     ends = 2 * space.stages
     low = [0] * len(space.upper)
@@ -168,19 +167,27 @@ def extreme_costs(
     )
 
 
-def least_cells(space: SearchSpace) -> dict[str, Cell]:
-    """Return a normal and a reduction cell than which none of the space is cheaper."""
+def least_cells(space: SearchSpace, count: str) -> dict[str, Cell]:
+    """Return a normal and a reduction cell than which none of the space has fewer `count`.
 
-    def cheapest(stride: int) -> str:
-        useful = [op for op in space.ops if op != "none"]
-        costs = {op: op_cost(op, STEM_MULTIPLIER * 8, stride, (8, 8)) for op in useful}
-        return min(useful, key=lambda op: (costs[op].params, costs[op].flops))
+    Args:
+        space: The search space of the cells.
+        count: `params` or `flops`.
+    """
 
-    strides = {NORMAL: 1, REDUCTION: 2}
-    return {
-        kind: Cell(((Edge(0, cheapest(stride)),),) * space.nodes, space.inputs)
-        for kind, stride in strides.items()
-    }
+    def cheapest(stride: int) -> tuple[int, str]:
+        # Strided or not, an op's output has the same size here: all edges lead to the nodes.
+        side = (8 * stride, 8 * stride)
+        costs = {op: op_cost(op, STEM_MULTIPLIER * 8, stride, side) for op in space.ops}
+        return min((cost.count(count), op) for op, cost in costs.items() if op != "none")
+
+    cells = {}
+    for kind, stride in ((NORMAL, 1), (REDUCTION, 2)):
+        from_input, from_node = cheapest(stride), cheapest(1)
+        first = Edge(0, from_input[1])
+        inner = first if from_input <= from_node else Edge(space.inputs, from_node[1])
+        cells[kind] = Cell(((first,), *[(inner,)] * (space.nodes - 1)), space.inputs)
+    return cells
 
 
 def _stem(in_channels: int, spec: NetworkSpec) -> nn.Sequential:

@@ -27,7 +27,7 @@ from evaluation.training import TrainConfig
 from netsearch.estimate import Evaluator, Genome
 
 FAILED_ERROR = 1.0  # told to pymoo for a failed candidate; it never enters the archive
-TRIES_PER_SAMPLE = 1000
+TRIES_PER_SAMPLE = 200
 MAX_BARREN_GENERATIONS = 50
 
 
@@ -79,7 +79,7 @@ def nsga2(
         archive: May hold records of an earlier, killed search with the same seed.
         config: Size of the population, operators, number of evaluations.
         seed: Of pymoo's random state.
-        say: Called with a line when the space is exhausted.
+        say: Called with a line when no new networks come up.
     """
     problem = Problem(
         n_var=len(evaluator.space.upper),
@@ -102,7 +102,7 @@ def nsga2(
     while len(seen) < config.evaluations:
         offspring = algorithm.ask()
         if offspring is None or len(offspring) == 0 or barren == MAX_BARREN_GENERATIONS:
-            say(f"the space is exhausted after {len(seen)} networks")
+            say(f"no new network comes up after {len(seen)}: the space within the budgets is small")
             return
         genomes = [_genome(row) for row in offspring.get("X")]
         new = {evaluator.id(g): g for g in genomes if evaluator.fits(g)}
@@ -121,16 +121,32 @@ def random_search(
     evaluations: int,
     seed: int,
 ) -> None:
-    """Evaluate distinct networks drawn uniformly from those that keep the hard budgets."""
+    """Evaluate distinct networks drawn as the first population of `nsga2` is.
+
+    With the same sampler, a difference between the two is the work of selection and variation.
+    """
     generator = np.random.default_rng(seed)
-    chosen: dict[str, Genome] = {}
-    for _ in range(evaluations * TRIES_PER_SAMPLE):
-        if len(chosen) == evaluations:
+    genomes, _ = sample_sizes(evaluator, evaluations, generator)
+    evaluator.evaluate(genomes, archive)
+
+
+def sample_sizes(
+    evaluator: Evaluator, count: int, generator: np.random.Generator
+) -> tuple[list[Genome], list[Genome]]:
+    """Draw genomes spread from small networks to large ones.
+
+    Returns:
+        At most `count` distinct genomes within the hard budgets, and some that are over them.
+    """
+    chosen: dict[Genome, bool] = {}
+    over: dict[Genome, bool] = {}
+    for attempt in range(count * TRIES_PER_SAMPLE):
+        if len(chosen) == count:
             break
-        genome = evaluator.space.random(generator)
-        if evaluator.fits(genome):
-            chosen.setdefault(evaluator.id(genome), genome)
-    evaluator.evaluate(list(chosen.values()), archive)
+        size = attempt % count / max(count - 1, 1)
+        genome = evaluator.space.random_of_size(size, generator)
+        (chosen if evaluator.fits(genome) else over)[genome] = True
+    return [*chosen], [*over]
 
 
 def _tell(
@@ -147,14 +163,13 @@ def _tell(
     for genome in genomes:
         record = archive.get(evaluator.id(genome))
         cost = evaluator.cost(genome)
-        counts = {"params": cost.params, "flops": cost.flops}
         error, violation = FAILED_ERROR, 1.0
         if record is None:
-            violation = evaluator.limits.excess(cost)
+            violation = evaluator.budgets.cost_excess(cost)
         elif record.valid_accuracy is not None:
             error, violation = objectives(record, config.costs)[0], 0.0
         # The logarithm keeps the order and spreads the front evenly over factors of size.
-        rows.append([error, *(math.log(counts[name]) for name in config.costs)])
+        rows.append([error, *(math.log(cost.count(name)) for name in config.costs)])
         violations.append([violation])
     told, constraint = np.array(rows), np.array(violations)
     assert np.isfinite(told).all() and np.isfinite(constraint).all()
@@ -179,18 +194,8 @@ class SizeSampling(Sampling):  # type: ignore[misc]
     def _do(
         self, problem: Problem, n_samples: int, *args: Any, random_state: Any = None, **kwargs: Any
     ) -> NDArray[np.int64]:
-        chosen: dict[Genome, bool] = {}
-        spare: list[Genome] = []
-        for attempt in range(n_samples * TRIES_PER_SAMPLE):
-            size = attempt % n_samples / max(n_samples - 1, 1)
-            genome = self.evaluator.space.random_of_size(size, random_state)
-            if self.evaluator.fits(genome):
-                chosen[genome] = True
-            elif len(spare) < n_samples:
-                spare.append(genome)
-            if len(chosen) == n_samples:
-                break
-        return np.array([*chosen, *spare][:n_samples])
+        chosen, over = sample_sizes(self.evaluator, n_samples, random_state)
+        return np.array([*chosen, *over][:n_samples])
 
 
 class RandomReset(Mutation):  # type: ignore[misc]

@@ -1,19 +1,21 @@
 """Stage two as the pipeline runs it: NSGA-II, random search beside it, Pareto set, hypervolume."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from blocksearch.library import BlockLibrary
 from blocksearch.space import NORMAL, REDUCTION, Cell, SearchSpace
 from evaluation.errors import InputError
-from evaluation.pareto import Box, pareto_set
-from evaluation.records import Archive, ModelRecord
+from evaluation.pareto import Box, Budgets, pareto_set
+from evaluation.records import Archive, Cost, ModelRecord
 from evaluation.training import TrainingContext
-from netsearch.estimate import Evaluator, Limits
+from netsearch.estimate import Evaluator
 from netsearch.genome import GenomeSpace, stages_for
 from netsearch.network import extreme_costs, least_cells
 from netsearch.nsga2 import NetSearchConfig, nsga2, random_search
+
+COUNTS = ("params", "flops")  # on which there are hard budgets
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def search_networks(
     config: NetSearchConfig,
     library: BlockLibrary,
     images: Images,
+    *,
     training: TrainingContext,
     archives: tuple[Archive, Archive],
     workers: int,
@@ -75,15 +78,17 @@ def search_networks(
     Raises:
         InputError: If no network keeps the budgets, or none could be trained.
     """
-    check_budgets(config, library.cells, images)
+    space = genome_space(config, library, images)
+    for count in COUNTS:
+        check_budget(config, space, library.cells, images, count)
     archive, random_archive = archives
     seed = training.data_seed
     evaluator = Evaluator(
-        space=genome_space(config, library, images),
+        space=space,
         cells=library.cells,
         image_shape=images.shape,
         classes=images.classes,
-        limits=Limits(config.max_params, config.max_flops),
+        budgets=Budgets(config.max_params, config.max_flops),
         context=training,
         seed=seed,
         workers=workers,
@@ -92,8 +97,7 @@ def search_networks(
     nsga2(evaluator, archive, config, seed, say)
     hypervolume = {"NSGA-II": box.hypervolume(list(archive))}
     if config.random_search:
-        evaluator.known = (archive,)
-        random_search(evaluator, random_archive, len(archive), seed)
+        random_search(replace(evaluator, known=(archive,)), random_archive, len(archive), seed)
         hypervolume["random search"] = box.hypervolume(list(random_archive))
     front = pareto_set(list(archive), config.costs)
     if not front:
@@ -113,15 +117,11 @@ def hypervolume_box(config: NetSearchConfig, library: BlockLibrary, images: Imag
     """Return the box of the hypervolume, from the space and the budgets alone."""
     space = genome_space(config, library, images)
     least, most = extreme_costs(space, library.cells, images.shape, images.classes)
-    low = {"params": least.params, "flops": least.flops}
-    high = {
-        "params": config.max_params or most.params,
-        "flops": config.max_flops or most.flops,
-    }
+    top = Cost(config.max_params or most.params, config.max_flops or most.flops)
     return Box(
         worst_error=1.0 - 1.0 / images.classes,
-        least=tuple(float(low[cost]) for cost in config.costs),
-        reference=tuple(float(high[cost]) for cost in config.costs),
+        least=tuple(float(least.count(cost)) for cost in config.costs),
+        reference=tuple(float(top.count(cost)) for cost in config.costs),
         costs=config.costs,
     )
 
@@ -130,29 +130,30 @@ def check_budgets_early(config: NetSearchConfig, space: SearchSpace, images: Ima
     """Refuse, before any search, hard budgets that not even the cheapest cells could keep.
 
     Raises:
-        InputError: If there is such a budget.
-    """
-    check_budgets(config, least_cells(space), images)
-
-
-def check_budgets(config: NetSearchConfig, cells: Mapping[str, Cell], images: Images) -> None:
-    """Refuse hard budgets that no network of these cells keeps.
-
-    Raises:
         InputError: If there is such a budget; it says how small a network can be.
     """
-    normal, reduction = (
-        tuple(name for name in cells if name.startswith(kind)) for kind in (NORMAL, REDUCTION)
-    )
     stages = stages_for(images.shape[1:])
-    space = GenomeSpace(stages, config.depths, config.widths, normal, reduction)
-    least, _ = extreme_costs(space, cells, images.shape, images.classes)
-    for key, limit, found in (
-        ("max_params", config.max_params, least.params),
-        ("max_flops", config.max_flops, least.flops),
-    ):
-        if limit is not None and found > limit:
-            raise InputError(
-                f"netsearch.{key}={limit}: no network fits; the smallest of the space "
-                f"has {found} {key.removeprefix('max_')}"
-            )
+    genomes = GenomeSpace(stages, config.depths, config.widths, (NORMAL,), (REDUCTION,))
+    for count in COUNTS:
+        check_budget(config, genomes, least_cells(space, count), images, count)
+
+
+def check_budget(
+    config: NetSearchConfig,
+    space: GenomeSpace,
+    cells: Mapping[str, Cell],
+    images: Images,
+    count: str,
+) -> None:
+    """Refuse a hard budget on `count` that no network of the space keeps.
+
+    Raises:
+        InputError: If it is such a budget; it says how small a network can be.
+    """
+    limit = {"params": config.max_params, "flops": config.max_flops}[count]
+    least = extreme_costs(space, cells, images.shape, images.classes)[0].count(count)
+    if limit is not None and least > limit:
+        raise InputError(
+            f"netsearch.max_{count}={limit}: no network fits; the smallest of the space "
+            f"has {least} {count}"
+        )

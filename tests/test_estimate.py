@@ -13,9 +13,10 @@ from blocksearch.space import SearchSpace
 from evaluation.data import DataConfig, Dataset, Split
 from evaluation.metrics import read_metrics
 from evaluation.parallel import WorkerDied
+from evaluation.pareto import Budgets
 from evaluation.records import Archive, Cost, ModelRecord
 from evaluation.training import TrainConfig, TrainingContext
-from netsearch.estimate import Evaluator, Limits, estimate
+from netsearch.estimate import Evaluator, estimate
 from netsearch.genome import GenomeSpace
 
 SPACE = GenomeSpace(2, depths=(1, 2), widths=(4, 8), normal=("n0", "n1"), reduction=("r0",))
@@ -102,7 +103,7 @@ def evaluator_of(**changes):
         "cells": {"n0": normal, "n1": normal, "r0": reduction},
         "image_shape": (1, 8, 8),
         "classes": 10,
-        "limits": Limits(),
+        "budgets": Budgets(),
         "context": None,
         "seed": 7,
         "workers": 1,
@@ -190,8 +191,8 @@ def test_a_found_network_learns_the_digits(tmp_path):
 
 def test_one_genome_over_a_budget_keeps_all_of_its_batch_from_training(tmp_path, trained):
     archive = Archive(tmp_path / "a")
-    limits = Limits(params=evaluator_of().cost(SMALL).params)
-    evaluator = evaluator_of(limits=limits)
+    limits = Budgets(max_params=evaluator_of().cost(SMALL).params)
+    evaluator = evaluator_of(budgets=limits)
     assert evaluator.fits(SMALL) and not evaluator.fits(LARGE)
     with pytest.raises(ValueError, match="over budget"):
         evaluator.evaluate([SMALL, LARGE], archive)
@@ -199,12 +200,12 @@ def test_one_genome_over_a_budget_keeps_all_of_its_batch_from_training(tmp_path,
 
 
 def test_excess_is_the_larger_of_two_relative_ones_and_zero_within_both():
-    limits = Limits(params=100, flops=1000)
-    assert limits.excess(Cost(100, 1000)) == 0
-    assert limits.excess(Cost(110, 1000)) == pytest.approx(0.1)
-    assert limits.excess(Cost(150, 3000)) == pytest.approx(2)
-    assert limits.excess(Cost(1, 1001)) == pytest.approx(0.001)
-    assert Limits().excess(Cost(10**12, 10**15)) == 0
+    limits = Budgets(max_params=100, max_flops=1000)
+    assert limits.cost_excess(Cost(100, 1000)) == 0
+    assert limits.cost_excess(Cost(110, 1000)) == pytest.approx(0.1)
+    assert limits.cost_excess(Cost(150, 3000)) == pytest.approx(2)
+    assert limits.cost_excess(Cost(1, 1001)) == pytest.approx(0.001)
+    assert Budgets().cost_excess(Cost(10**12, 10**15)) == 0
 
 
 def test_equal_networks_are_trained_once_within_a_batch_and_between_batches(tmp_path, trained):

@@ -10,7 +10,6 @@ import pytest
 from evaluation.pareto import (
     Box,
     Budgets,
-    cost_of,
     knee,
     non_dominated,
     objectives,
@@ -82,7 +81,7 @@ def test_a_failed_record_has_no_objectives_and_an_unknown_cost_is_refused():
     with pytest.raises(ValueError, match="x has no accuracy: diverged"):
         objectives(record("x", 1, None))
     with pytest.raises(ValueError, match=r"params, flops.*'watts'"):
-        cost_of(record("x", 1, 0.5), "watts")
+        record("x", 1, 0.5).cost.count("watts")
 
 
 def test_the_pareto_set_is_sorted_cheapest_first_without_dominated_or_failed_records():
@@ -286,3 +285,7 @@ def test_the_knee_is_not_moved_by_a_worse_model_of_the_same_size():
     worse = retrained("worse", 400, 0.1)
     for order in itertools.permutations([*FRONT, worse]):
         assert knee(order).id == "m"
+
+
+def test_a_spread_of_none_is_empty():
+    assert spread([record("a", 10, 0.5), record("b", 20, 0.6)], 0) == []
