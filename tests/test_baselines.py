@@ -78,7 +78,9 @@ def test_a_width_that_has_the_target_exactly_is_found():
 
 @pytest.mark.parametrize("target", [8_000, 50_000])
 def test_a_random_twin_has_about_the_params_asked_for_and_the_same_depths(target):
-    twin, cells = random_twin(SPEC, target, CELLS, (3, 32, 32), 10, seed=0)
+    twin, cells = random_twin(
+        SPEC, target, space=CELLS, image_shape=(3, 32, 32), classes=10, seed=0
+    )
     params = predict_cost(twin, cells, (3, 32, 32), 10).params
     assert 0.85 < params / target < 1.18
     assert [stage.repeats for stage in twin.stages] == [2, 1]
@@ -91,7 +93,9 @@ def test_a_random_twin_has_about_the_params_asked_for_and_the_same_depths(target
 
 
 def test_stages_that_share_a_block_share_one_in_the_twin_too():
-    twin, cells = random_twin(THREE_STAGES, 5_000, CELLS, (3, 32, 32), 10, seed=0)
+    twin, cells = random_twin(
+        THREE_STAGES, 5_000, space=CELLS, image_shape=(3, 32, 32), classes=10, seed=0
+    )
     first, second, third = (stage.block for stage in twin.stages)
     assert first == third != second
     assert len({cell.id for cell in cells.values()}) == 4
@@ -101,7 +105,9 @@ def test_stages_that_share_a_block_share_one_in_the_twin_too():
 def test_random_cells_come_from_the_seed_alone():
     def twin(seed):
         random.seed(seed + 100)
-        return random_twin(THREE_STAGES, 5_000, CELLS, (3, 8, 8), 10, seed)
+        return random_twin(
+            THREE_STAGES, 5_000, space=CELLS, image_shape=(3, 8, 8), classes=10, seed=seed
+        )
 
     assert twin(0) == twin(0)
     ids = [{cell.id for cell in twin(seed)[1].values()} for seed in range(3)]
@@ -110,7 +116,7 @@ def test_random_cells_come_from_the_seed_alone():
 
 def test_both_baselines_of_a_found_network_are_of_its_size_and_carry_their_own_cost():
     record = ModelRecord("found", (0,), SPEC.blocks, Cost(30_000, 1), 0, 0.9)
-    trials = baseline_trials(record, SPEC, CELLS, (3, 32, 32), 10, seed=0)
+    trials = baseline_trials(record, SPEC, space=CELLS, image_shape=(3, 32, 32), classes=10, seed=0)
     assert len({trial.folder for trial in trials}) == len({t.record.id for t in trials}) == 2
     for trial in trials:
         assert trial.record.cost == measure_cost(trial.build(), (3, 32, 32))

@@ -108,9 +108,7 @@ def test_the_seeds_of_two_runs_do_not_meet():
 
 def test_too_few_cells_for_the_stages_are_a_wrong_input():
     dataset = load_dataset(DIGITS, 0)
-    with pytest.raises(
-        InputError, match=r"\.cells, .* 8x8 pixels: 3 stages need at least 3"
-    ):
+    with pytest.raises(InputError, match=r"\.cells, .* 8x8 pixels: 3 stages need at least 3"):
         build_supernet(config(cells=2), dataset, stages=3, seed=0)
 
 

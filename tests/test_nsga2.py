@@ -507,24 +507,25 @@ def test_on_the_nats_size_table_nsga2_nears_the_true_front_and_beats_uniform_ran
     best_before = np.minimum.accumulate(np.append(1.0, by_size[:-1, 0]))
     true_front = by_size[by_size[:, 0] < best_before]
     assert len(true_front) == 72  # as methods.md section 10 says
+
+    def share(archive):
+        assert len(archive) == evaluations
+        front = np.array([(1 - r.valid_accuracy, r.cost.params) for r in archive])
+        return hypervolume(front) / hypervolume(true_front)
+
     shares = []
     for seed in range(20):
-        found, drawn = Memory(), Memory()
+        evolved, spread, uniform = Memory(), Memory(), Memory()
         nsga2(
             TableEvaluator(table),
-            found,
+            evolved,
             config(population=population, evaluations=evaluations),
             seed,
         )
-        TableEvaluator(table).draw_uniformly(evaluations, seed, drawn)
-        assert len(found) == len(drawn) == evaluations
-        shares.append(
-            [
-                hypervolume(np.array([(1 - r.valid_accuracy, r.cost.params) for r in archive]))
-                / hypervolume(true_front)
-                for archive in (found, drawn)
-            ]
-        )
-    evolved, random_ones = np.array(shares).T
+        random_search(TableEvaluator(table), spread, evaluations, seed)
+        TableEvaluator(table).draw_uniformly(evaluations, seed, uniform)
+        shares.append([share(archive) for archive in (evolved, spread, uniform)])
+    evolved, spread, uniform = np.array(shares).T
     assert evolved.mean() >= least
-    assert (evolved > random_ones).sum() >= 15
+    assert (evolved > uniform).sum() >= 15
+    assert spread.mean() > evolved.mean()  # see above: a fact to change, not one to be proud of

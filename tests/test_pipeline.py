@@ -1,8 +1,9 @@
 """The pipeline end to end, on a tiny config: what it leaves, how it resumes, what it refuses."""
 
+import io
 import json
-import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,7 +57,7 @@ def tiny(*changes: str) -> Config:
 
 
 def pipeline(folder: Path, *changes: str, workers: int = 1) -> Pipeline:
-    console = Console(file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Console(file=io.StringIO())
     return Pipeline(tiny(*changes), RunFolder(folder), "tiny", workers=workers, console=console)
 
 
@@ -182,8 +183,6 @@ def test_until_stops_after_its_stage_and_a_later_call_goes_on(finished, tmp_path
 
 
 def test_deleting_a_result_redoes_that_result_alone(finished, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
     blocks = (copy / "blocks.json").stat().st_mtime_ns
@@ -285,7 +284,10 @@ def test_doctor_finds_this_machine_well():
         (f"{STRATEGY}.gamma=2", ["enhanced_gradient.gamma"]),
         ("blocksearch.ops=[none, conv_99x99]", ["conv_99x99"]),
         ("data.name=imagenet", ["data.name", "imagenet"]),
+        ("seed=-1", ["seed", "-1"]),
         ("seed: 3", ["key=value"]),
+        (f"{STRATEGY}.gamma={{a: 1}}", ["enhanced_gradient.gamma"]),
+        ("data.root=2024-13-45", ["not YAML"]),
         ("seed=[", ["not YAML"]),
         ("seed.inner=1", ["seed", "not a table"]),
     ],
@@ -327,7 +329,8 @@ def test_a_missing_dataset_is_refused(tmp_path):
 def test_a_budget_that_nothing_meets_is_refused_before_any_work(tmp_path, key):
     with pytest.raises(InputError, match=rf"netsearch.{key}=3: .* smallest .* has \d\d\d+"):
         pipeline(tmp_path, f"netsearch.{key}=3").run()
-    assert not (tmp_path / "blocks").exists()
+    # The folder is not claimed: the same command with a better budget may use it.
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_hard_budgets_bind_every_evaluated_network(tmp_path):
@@ -366,8 +369,6 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
 
 
 def test_a_damaged_archive_line_is_named(finished, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
     (copy / "pareto.json").unlink()
@@ -376,6 +377,28 @@ def test_a_damaged_archive_line_is_named(finished, tmp_path):
     (copy / "archive.jsonl").write_text("".join(lines))
     with pytest.raises(InputError, match=r"archive\.jsonl: line 5 is damaged"):
         pipeline(copy).run()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("run.json", "{}"), ("run.json", "[1"), ("config.yaml", "a: [1"), ("pareto.json", "{}")],
+)
+def test_a_damaged_file_of_a_run_is_named(finished, tmp_path, name, content):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    (copy / name).write_text(content)
+    result = invoke("front", str(copy))
+    assert result.exit_code == 2 and name in result.stderr and "Traceback" not in result.stderr
+
+
+def test_leftovers_of_a_kill_are_removed(finished, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    (copy / ".pareto.json.123.tmp").write_text("half")
+    member = next((copy / "retrained").iterdir())
+    (member / "seed-0.ckpt").write_text("between the result and the removal of its checkpoint")
+    pipeline(copy).run()
+    assert not list(copy.rglob("*.tmp")) and not list(copy.rglob("*.ckpt"))
 
 
 @pytest.mark.skipif(run_pipeline.torch.cuda.is_available(), reason="this machine has a GPU")
