@@ -66,6 +66,7 @@ def _alone(
     function: Callable[..., R], key: K, arguments: tuple[object, ...], threads: int
 ) -> R | WorkerDied:
     try:
+        # Two workers for one task: with one, joblib would run it in this process.
         return next(iter(_parallel(function, {key: arguments}, 2, threads)))[1]
     except TerminatedWorkerError as error:
         return WorkerDied(str(error).splitlines()[0])
