@@ -136,6 +136,28 @@ class WeightStep:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
+class AlphaStep:
+    """The architecture half of a bilevel step: one step of an optimizer on the alphas alone."""
+
+    def __init__(self, alphas: Tensor, optimizer: torch.optim.Optimizer):
+        self.alphas = alphas
+        self.optimizer = optimizer
+
+    def __call__(self, loss: Tensor) -> None:
+        """Descend `loss`; no other tensor receives a gradient."""
+        (self.alphas.grad,) = torch.autograd.grad(loss, [self.alphas])
+        self.optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the alphas and the optimizer's state."""
+        return {"alphas": self.alphas.detach().clone(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.alphas.data.copy_(state["alphas"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
 def search(
     strategy: Strategy,
     train: Split,

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from blocksearch.engine import Batch, Cells, SearchSetup, StrategyConfig, WeightStep
+from blocksearch.engine import AlphaStep, Batch, Cells, SearchSetup, StrategyConfig, WeightStep
 from blocksearch.relaxation import Gates, derive_strongest
 
 
@@ -33,12 +33,13 @@ class Darts:
         self.setup = setup
         self.supernet = setup.supernet
         self.alphas = setup.new_alphas(generator)
-        self.alpha_optimizer = torch.optim.Adam(
+        adam = torch.optim.Adam(
             [self.alphas],
             lr=config.alpha_learning_rate,
             betas=(config.alpha_beta1, config.alpha_beta2),
             weight_decay=config.alpha_weight_decay,
         )
+        self.alpha_step = AlphaStep(self.alphas, adam)
         self.weight_step = WeightStep(setup.supernet, setup.weights)
 
     def step(self, train: Batch, valid: Batch, progress: float) -> dict[str, Tensor]:
@@ -46,8 +47,7 @@ class Darts:
         images, labels = valid
         gates = Gates(torch.softmax(self.alphas, dim=-1))
         valid_loss = nn.functional.cross_entropy(self.supernet(images, gates), labels)
-        (self.alphas.grad,) = torch.autograd.grad(valid_loss, [self.alphas])
-        self.alpha_optimizer.step()
+        self.alpha_step(valid_loss)
         gates = Gates(torch.softmax(self.alphas.detach(), dim=-1))
         train_loss = self.weight_step(gates, train, progress)
         return {"train_loss": train_loss, "valid_loss": valid_loss.detach()}
@@ -64,14 +64,9 @@ class Darts:
 
     def state_dict(self) -> dict[str, Any]:
         """Return alphas, weights and both optimizers."""
-        return {
-            "alphas": self.alphas.detach().clone(),
-            "alpha_optimizer": self.alpha_optimizer.state_dict(),
-            "weights": self.weight_step.state_dict(),
-        }
+        return {"alphas": self.alpha_step.state_dict(), "weights": self.weight_step.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
-        self.alphas.data.copy_(state["alphas"])
-        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+        self.alpha_step.load_state_dict(state["alphas"])
         self.weight_step.load_state_dict(state["weights"])

@@ -4,8 +4,8 @@ Block search by a relaxation whose architecture gradient is enhanced, towards ac
 complexity. Of the paper (also IEEE TNNLS 2023, https://doi.org/10.1109/TNNLS.2023.3235479) we could
 read the abstract only: **the equations here are our reconstruction**. The forward pass is that of
 DARTS; the gradient on the alphas loses the factor p^gamma that lets ordinary gradients fade (see
-`relaxation.EnhancedSoftmax`); a complexity term presses towards cheap ops. gamma = 0, one-step
-warm-up and Adam give DARTS back.
+`relaxation.EnhancedSoftmax`); a complexity term presses towards cheap ops. With gamma = 0
+and the term off, the gradient is that of DARTS.
 
 SGD is the default on the alphas because Adam divides the enhancement out again: with it, a larger
 gamma is slower, not faster (measured in tests/test_enhanced_gradient.py).
@@ -22,7 +22,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from blocksearch.engine import Batch, Cells, SearchSetup, StrategyConfig, WeightStep
+from blocksearch.engine import AlphaStep, Batch, Cells, SearchSetup, StrategyConfig, WeightStep
 from blocksearch.relaxation import DERIVATIONS, Gates, enhanced_softmax, expected_cost
 
 
@@ -56,7 +56,8 @@ class EnhancedGradient:
         self.supernet = setup.supernet
         self.config = config
         self.alphas = setup.new_alphas(generator)
-        self.alpha_optimizer = ALPHA_OPTIMIZERS[config.alpha_optimizer](self.alphas, config)
+        optimizer = ALPHA_OPTIMIZERS[config.alpha_optimizer](self.alphas, config)
+        self.alpha_step = AlphaStep(self.alphas, optimizer)
         self.weight_step = WeightStep(setup.supernet, setup.weights)
 
     def step(self, train: Batch, valid: Batch, progress: float) -> dict[str, Tensor]:
@@ -72,8 +73,7 @@ class EnhancedGradient:
             valid_loss = nn.functional.cross_entropy(logits, labels)
             complexity = expected_cost(p, self.setup.op_costs)
             loss = valid_loss + self.config.complexity_weight * complexity
-            (self.alphas.grad,) = torch.autograd.grad(loss, [self.alphas])
-            self.alpha_optimizer.step()
+            self.alpha_step(loss)
             scalars |= {"valid_loss": valid_loss.detach(), "complexity": complexity.detach()}
         return scalars
 
@@ -101,16 +101,11 @@ class EnhancedGradient:
 
     def state_dict(self) -> dict[str, Any]:
         """Return alphas, weights and both optimizers."""
-        return {
-            "alphas": self.alphas.detach().clone(),
-            "alpha_optimizer": self.alpha_optimizer.state_dict(),
-            "weights": self.weight_step.state_dict(),
-        }
+        return {"alphas": self.alpha_step.state_dict(), "weights": self.weight_step.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
-        self.alphas.data.copy_(state["alphas"])
-        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+        self.alpha_step.load_state_dict(state["alphas"])
         self.weight_step.load_state_dict(state["weights"])
 
 
