@@ -1,24 +1,14 @@
 """MixedCell (searching) and DiscreteCell (found), side by side because they must agree."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from blocksearch.ops import FactorizedReduce, Zero, batch_norm, build_op
+from blocksearch import fused
+from blocksearch.ops import Op, Zero, build_op, factorized_reduce, relu_conv_bn
 from blocksearch.relaxation import Gates
 from blocksearch.space import Cell, SearchSpace
-
-
-class ReLUConvBN(nn.Sequential):
-    """ReLU, 1x1 convolution, BatchNorm: brings a cell's input to the cell's width."""
-
-    def __init__(self, in_channels: int, out_channels: int, searching: bool):
-        super().__init__(
-            nn.ReLU(),
-            nn.Conv2d(in_channels, out_channels, 1, bias=False),
-            batch_norm(out_channels, searching),
-        )
 
 
 class CellInputs(nn.Module):
@@ -31,17 +21,34 @@ class CellInputs(nn.Module):
         self, in_channels: tuple[int, int], channels: int, *, halve_first: bool, searching: bool
     ):
         super().__init__()
-        first = FactorizedReduce if halve_first else ReLUConvBN
+        first = factorized_reduce if halve_first else relu_conv_bn
         self.first = first(in_channels[0], channels, searching)
-        self.second = ReLUConvBN(in_channels[1], channels, searching)
+        self.second = relu_conv_bn(in_channels[1], channels, searching)
 
     def forward(self, s0: Tensor, s1: Tensor) -> list[Tensor]:
         """Map the two outputs to two states (B, C, H, W)."""
-        return [self.first(s0), self.second(s1)]
+        return [_run(self.first, s0), _run(self.second, s1)]
+
+
+def _run(op: Op, x: Tensor) -> Tensor:
+    """Apply an op; by the kernels, where it is `relu_conv_bn` without BatchNorm parameters."""
+    body, norm = op.body, op.norm
+    if (
+        isinstance(body, nn.Conv2d)
+        and norm is not None
+        and not norm.affine
+        and body.out_channels % 4 == 0
+        and fused.fits(x)
+    ):
+        return fused.relu_conv_bn(x, body.weight, norm.eps)
+    return cast(Tensor, op(x))
 
 
 class MixedCell(nn.Module):
-    """A cell of the supernet: every op on every edge, each multiplied by its gate."""
+    """A cell of the supernet: every op on every edge, each multiplied by its gate.
+
+    `fused.mixed_cell` computes the same where it can, much faster.
+    """
 
     def __init__(
         self,
@@ -54,6 +61,7 @@ class MixedCell(nn.Module):
     ):
         super().__init__()
         self.space = space
+        self.reduction = reduction
         self.inputs = CellInputs(in_channels, channels, halve_first=halve_first, searching=True)
         self.edges = nn.ModuleList(
             nn.ModuleList(
@@ -64,6 +72,7 @@ class MixedCell(nn.Module):
         )
         self.zero = Zero(_stride(0, space.inputs, reduction))
         self.out_channels = space.nodes * channels
+        self._last_plan: tuple[object, fused.CellPlan] | None = None
 
     def forward(self, s0: Tensor, s1: Tensor, gates: Gates, kind: int) -> Tensor:
         """Compute the relaxed cell.
@@ -78,19 +87,64 @@ class MixedCell(nn.Module):
             (B, N * C, H', W'), all nodes concatenated.
         """
         states = self.inputs(s0, s1)
-        weight = gates.weight[kind]
-        active = None if gates.active is None else gates.active[kind].tolist()
-        e = 0
-        for node in range(self.space.nodes):
-            outputs = []
-            for source in range(self.space.inputs + node):
-                ops: Any = self.edges[e]
-                for o, op in enumerate(ops):
-                    if not isinstance(op, Zero) and (active is None or active[e][o]):
-                        outputs.append(gates.apply(weight[e, o], op(states[source])))
-                e += 1
-            states.append(_sum(outputs) if outputs else self.zero(states[0]))
-        return torch.cat(states[self.space.inputs :], dim=1)
+        active = self._active(gates, kind)
+        if active and fused.fits(states[0]):
+            return self._fused(states, gates, kind, active)
+        return self._plain(states, gates, kind, active)
+
+    def _active(self, gates: Gates, kind: int) -> list[tuple[int, int]]:
+        """The (edge, op) that run, grouped by node."""
+        chosen = None if gates.active is None else gates.active[kind].tolist()
+        return [
+            (e, o)
+            for e, ops in enumerate(self.edges)
+            for o, op in enumerate(cast(nn.ModuleList, ops))
+            if not isinstance(op, Zero) and (chosen is None or chosen[e][o])
+        ]
+
+    def _plain(
+        self, states: list[Tensor], gates: Gates, kind: int, active: list[tuple[int, int]]
+    ) -> Tensor:
+        """State by state: one ReLU for all ops that leave it, and ops without weights once."""
+        inputs = self.space.inputs
+        sums: list[Tensor | None] = [None] * self.space.nodes
+        for source in range(inputs + self.space.nodes):
+            if source >= inputs:
+                node = sums[source - inputs]
+                states.append(self.zero(states[0]) if node is None else node)
+            leaving = [(e, o) for e, o in active if self.space.edges[e][0] == source]
+            activated = torch.relu(states[source]) if leaving else None
+            shared: dict[int, Tensor] = {}
+            for e, o in leaving:
+                op: Any = self.edges[e][o]  # type: ignore[index]
+                y = shared.get(o)
+                if y is None:
+                    y = op.normalise(op.body(activated if op.relu else states[source]))
+                    if next(op.parameters(), None) is None:
+                        shared[o] = y
+                n = self.space.edges[e][1] - inputs
+                sums[n] = gates.add(sums[n], y, kind, e, o)
+        return torch.cat(states[inputs:], dim=1)
+
+    def _fused(
+        self, states: list[Tensor], gates: Gates, kind: int, active: list[tuple[int, int]]
+    ) -> Tensor:
+        edges, choices = (torch.tensor(index) for index in zip(*active, strict=True))
+        weight, slope = gates.multipliers(kind, edges, choices, states[0].shape[1])
+        return fused.mixed_cell(self._plan(tuple(active)), states, weight, slope)
+
+    def _plan(self, active: tuple[tuple[int, int], ...]) -> fused.CellPlan:
+        """The plan of the last set of active ops is kept: most searches have but one."""
+        if self._last_plan is None or self._last_plan[0] != active:
+            inputs = self.space.inputs
+            terms = [
+                fused.Term(source, target - inputs, self.edges[e][o])  # type: ignore
+                for e, o in active
+                for source, target in [self.space.edges[e]]
+            ]
+            stride = 2 if self.reduction else 1
+            self._last_plan = active, fused.CellPlan(terms, inputs, self.space.nodes, stride)
+        return self._last_plan[1]
 
 
 class DiscreteCell(nn.Module):

@@ -1,7 +1,8 @@
 """The strategy protocol, what a strategy is built with, and the search loop with checkpoints."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -15,6 +16,7 @@ from blocksearch.space import Cell, SearchSpace
 from blocksearch.supernet import Supernet
 from evaluation.checkpoint import load_checkpoint, save_checkpoint
 from evaluation.data import AugmentConfig, Split, batches, cycle
+from evaluation.graphs import CapturedStep, graphs_for
 from evaluation.training import EVALUATION_BATCH, TrainingError, cosine, epoch_generator
 
 Batch = tuple[Tensor, Tensor]
@@ -76,7 +78,18 @@ class Strategy(Protocol):
 
     def __init__(self, setup: SearchSetup, config: Any, generator: torch.Generator) -> None: ...
 
-    def step(self, train: Batch, valid: Batch, progress: float) -> dict[str, Tensor]:
+    def schedule(self, progress: float) -> Hashable:
+        """Set what changes from step to step, such as learning rates; name the step to come.
+
+        Steps of one name do the same operations in the same order, whatever their numbers, so that
+        a GPU can replay them; None says that the step to come is like no other. What is set here is
+        a tensor where a replayed step reads it.
+
+        Args:
+            progress: Part of the search that is done, in [0, 1).
+        """
+
+    def step(self, train: Batch, valid: Batch) -> dict[str, Tensor]:
         """Update weights and alphas once; return scalars to log, `train_loss` among them.
 
         They stay tensors, so that a step on a GPU needs no synchronisation.
@@ -84,7 +97,6 @@ class Strategy(Protocol):
         Args:
             train: Images (B, C, H, W) and labels (B,) from which weights learn.
             valid: The same, from which alphas learn.
-            progress: Part of the search that is done, in [0, 1).
         """
 
     def architecture(self) -> list[Tensor]:
@@ -106,19 +118,23 @@ class WeightStep:
     def __init__(self, supernet: Supernet, config: WeightConfig):
         self.supernet = supernet
         self.config = config
+        self.rate = torch.tensor(config.learning_rate, device=next(supernet.parameters()).device)
         self.optimizer = torch.optim.SGD(
             supernet.parameters(),
-            lr=config.learning_rate,
+            lr=self.rate,  # a tensor, so that a replayed step sees it move
             momentum=config.momentum,
             weight_decay=config.weight_decay,
+            fused=True,
         )
 
-    def __call__(self, gates: Gates, batch: Batch, progress: float) -> Tensor:
+    def schedule(self, progress: float) -> None:
+        """Set the learning rate for `progress` in [0, 1)."""
+        low, high = self.config.learning_rate_end, self.config.learning_rate
+        self.rate.fill_(low + (high - low) * cosine(progress))
+
+    def __call__(self, gates: Gates, batch: Batch) -> Tensor:
         """Update the weights under fixed gates and return the loss before the update."""
         images, labels = batch
-        low, high = self.config.learning_rate_end, self.config.learning_rate
-        for group in self.optimizer.param_groups:
-            group["lr"] = low + (high - low) * cosine(progress)
         loss = nn.functional.cross_entropy(self.supernet(images, gates), labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -134,6 +150,8 @@ class WeightStep:
         """Go on from `state_dict`."""
         self.supernet.load_state_dict(state["supernet"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate  # a copy came with the state
 
 
 class AlphaStep:
@@ -156,6 +174,19 @@ class AlphaStep:
         """Go on from `state_dict`."""
         self.alphas.data.copy_(state["alphas"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+@contextmanager
+def frozen(supernet: Supernet) -> Iterator[None]:
+    """Let no weight ask for a gradient: the architecture's half of a step needs none of them."""
+    weights = [weight for weight in supernet.parameters() if weight.requires_grad]
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_()
 
 
 def search(
@@ -183,13 +214,22 @@ def search(
     if state is not None:
         strategy.load_state_dict(state["strategy"])
         start = state["epoch"]
+    captured: dict[Hashable, CapturedStep] = {}
+
+    def one_step(x: Tensor, y: Tensor, valid_x: Tensor, valid_y: Tensor) -> dict[str, Tensor]:
+        return strategy.step((x, y), (valid_x, valid_y))
+
     steps = max(1, len(train) // batch_size)
     for epoch in range(start, epochs):
         logged: dict[str, list[Tensor]] = {}
         train_stream = batches(train, batch_size, epoch_generator(seed, epoch, 0), augment)
         valid_stream = cycle(valid, batch_size, epoch_generator(seed, epoch, 1), augment)
         for step, (batch, valid_batch) in enumerate(zip(train_stream, valid_stream, strict=False)):
-            scalars = strategy.step(batch, valid_batch, (epoch + step / steps) / epochs)
+            name = strategy.schedule((epoch + step / steps) / epochs)
+            if name not in captured:
+                graphs = None if name is None else graphs_for(train.images.device)
+                captured[name] = CapturedStep(one_step, graphs)
+            scalars = captured[name](*batch, *valid_batch)
             for name, value in scalars.items():
                 logged.setdefault(name, []).append(value)
         means = {name: float(torch.stack(values).mean()) for name, values in logged.items()}

@@ -10,6 +10,7 @@ on GhostNet and ShuffleNet.
 import functools
 import math
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -41,23 +42,92 @@ class Zero(nn.Module):
         return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
 
 
-class FactorizedReduce(nn.Module):
+class Op(nn.Module):
+    """A layer in its common form: ReLU, body, BatchNorm, where the first and the last may lack.
+
+    The parts have names of their own because a mixed cell shares ReLUs between ops and folds the
+    BatchNorms into the gated sum.
+    """
+
+    def __init__(self, body: nn.Module, norm: nn.BatchNorm2d | None = None, *, relu: bool):
+        super().__init__()
+        self.relu = relu
+        self.body = body
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C', H / stride, W / stride)."""
+        return self.normalise(self.body(torch.relu(x) if self.relu else x))
+
+    def normalise(self, z: Tensor) -> Tensor:
+        """Apply the BatchNorm, if there is one, to the output of the body."""
+        return z if self.norm is None else cast(Tensor, self.norm(z))
+
+
+class Separable(nn.Sequential):
+    """Depthwise and pointwise convolutions in one or two units, with BatchNorm, ReLU between."""
+
+    def __init__(
+        self,
+        channels: int,
+        stride: int,
+        searching: bool,
+        *,
+        kernel: int,
+        dilation: int = 1,
+        units: int = 1,
+    ):
+        layers: list[nn.Module] = []
+        for unit in range(units):
+            if unit:
+                layers += [batch_norm(channels, searching), nn.ReLU()]
+            layers += [
+                nn.Conv2d(
+                    channels,
+                    channels,
+                    kernel,
+                    stride if unit == 0 else 1,
+                    dilation * (kernel - 1) // 2,
+                    dilation,
+                    groups=channels,
+                    bias=False,
+                ),
+                nn.Conv2d(channels, channels, 1, bias=False),
+            ]
+        super().__init__(*layers)
+
+    @property
+    def convolutions(self) -> list[nn.Conv2d]:
+        """Depthwise, pointwise, of each unit in turn."""
+        return [layer for layer in self if isinstance(layer, nn.Conv2d)]
+
+
+class TwoGrids(nn.Module):
     """Halve the resolution: two 1x1 convolutions on pixel grids shifted by one, concatenated."""
 
-    def __init__(self, in_channels: int, out_channels: int, searching: bool):
+    def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
         half = out_channels // 2
         self.even = nn.Conv2d(in_channels, half, 1, stride=2, bias=False)
         self.odd = nn.Conv2d(in_channels, out_channels - half, 1, stride=2, bias=False)
-        self.norm = batch_norm(out_channels, searching)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C', ceil(H / 2), ceil(W / 2))."""
-        x = torch.relu(x)
         # An odd side lacks its last odd pixel: pad, so that both grids have ceil(H / 2) points.
         padded = nn.functional.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
-        out: Tensor = self.norm(torch.cat([self.even(x), self.odd(padded[:, :, 1:, 1:])], dim=1))
-        return out
+        return torch.cat([self.even(x), self.odd(padded[:, :, 1:, 1:])], dim=1)
+
+
+def factorized_reduce(in_channels: int, out_channels: int, searching: bool) -> Op:
+    """ReLU, `TwoGrids`, BatchNorm: the skip connection that halves the resolution."""
+    body = TwoGrids(in_channels, out_channels)
+    return Op(body, batch_norm(out_channels, searching), relu=True)
+
+
+def relu_conv_bn(in_channels: int, out_channels: int, searching: bool) -> Op:
+    """ReLU, 1x1 convolution, BatchNorm."""
+    body = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+    return Op(body, batch_norm(out_channels, searching), relu=True)
 
 
 class ChannelShuffle(nn.Module):
@@ -82,29 +152,23 @@ class Ghost(nn.Module):
             raise ValueError(f"ghost_3x3 needs an even number of channels, got {channels}")
         half = channels // 2
         self.primary = nn.Sequential(
-            nn.ReLU(),
             nn.AvgPool2d(2, ceil_mode=True) if stride == 2 else nn.Identity(),
             nn.Conv2d(channels, half, 1, bias=False),
             batch_norm(half, searching),
             nn.ReLU(),
         )
         self.cheap = nn.Conv2d(half, half, 3, padding=1, groups=half, bias=False)
-        self.norm = batch_norm(channels, searching)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H / stride, W / stride)."""
         primary = self.primary(x)
-        out: Tensor = self.norm(torch.cat([primary, self.cheap(primary)], dim=1))
-        return out
+        return torch.cat([primary, self.cheap(primary)], dim=1)
 
 
 def _skip_connect(channels: int, stride: int, searching: bool) -> nn.Module:
-    return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, searching)
-
-
-def _pool(pool: nn.Module, channels: int, searching: bool) -> nn.Module:
-    """A pool, followed by a BatchNorm in the supernet only, as DARTS does."""
-    return nn.Sequential(pool, batch_norm(channels, searching)) if searching else pool
+    if stride == 1:
+        return Op(nn.Identity(), relu=False)
+    return factorized_reduce(channels, channels, searching)
 
 
 def _max_pool(channels: int, stride: int, searching: bool) -> nn.Module:
@@ -116,49 +180,36 @@ def _avg_pool(channels: int, stride: int, searching: bool) -> nn.Module:
     return _pool(pool, channels, searching)
 
 
-def _depthwise(
-    channels: int, stride: int, searching: bool, kernel: int, dilation: int = 1
-) -> nn.Module:
-    """ReLU, depthwise, pointwise, BatchNorm."""
-    padding = dilation * (kernel - 1) // 2
-    return nn.Sequential(
-        nn.ReLU(),
-        nn.Conv2d(
-            channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False
-        ),
-        nn.Conv2d(channels, channels, 1, bias=False),
-        batch_norm(channels, searching),
-    )
+def _pool(pool: nn.Module, channels: int, searching: bool) -> nn.Module:
+    """A pool, followed by a BatchNorm in the supernet only, as DARTS does."""
+    return Op(pool, batch_norm(channels, searching) if searching else None, relu=False)
 
 
-def _dws_conv(kernel: int) -> OpBuilder:
-    return lambda channels, stride, searching: _depthwise(channels, stride, searching, kernel)
+def _separable(kernel: int, dilation: int = 1, units: int = 1) -> OpBuilder:
+    def build(channels: int, stride: int, searching: bool) -> nn.Module:
+        body = Separable(channels, stride, searching, kernel=kernel, dilation=dilation, units=units)
+        return Op(body, batch_norm(channels, searching), relu=True)
+
+    return build
 
 
-def _dil_conv(kernel: int) -> OpBuilder:
-    return lambda channels, stride, searching: _depthwise(channels, stride, searching, kernel, 2)
-
-
-def _sep_conv(kernel: int) -> OpBuilder:
-    return lambda channels, stride, searching: nn.Sequential(
-        _depthwise(channels, stride, searching, kernel),
-        _depthwise(channels, 1, searching, kernel),
-    )
+def _ghost(channels: int, stride: int, searching: bool) -> nn.Module:
+    body = Ghost(channels, stride, searching)
+    return Op(body, batch_norm(channels, searching), relu=True)
 
 
 def _gshuffle(channels: int, stride: int, searching: bool) -> nn.Module:
-    """ReLU, grouped 1x1, BatchNorm, shuffle, 3x3 depthwise, grouped 1x1, BatchNorm."""
+    """Grouped 1x1, BatchNorm, ReLU, shuffle, 3x3 depthwise, grouped 1x1."""
     groups = math.gcd(channels, SHUFFLE_GROUPS)
-    return nn.Sequential(
-        nn.ReLU(),
+    body = nn.Sequential(
         nn.Conv2d(channels, channels, 1, groups=groups, bias=False),
         batch_norm(channels, searching),
         nn.ReLU(),
         ChannelShuffle(groups),
         nn.Conv2d(channels, channels, 3, stride, 1, groups=channels, bias=False),
         nn.Conv2d(channels, channels, 1, groups=groups, bias=False),
-        batch_norm(channels, searching),
     )
+    return Op(body, batch_norm(channels, searching), relu=True)
 
 
 OPS: dict[str, OpBuilder] = {
@@ -166,13 +217,13 @@ OPS: dict[str, OpBuilder] = {
     "skip_connect": _skip_connect,
     "max_pool_3x3": _max_pool,
     "avg_pool_3x3": _avg_pool,
-    "sep_conv_3x3": _sep_conv(3),
-    "sep_conv_5x5": _sep_conv(5),
-    "dil_conv_3x3": _dil_conv(3),
-    "dil_conv_5x5": _dil_conv(5),
-    "dws_conv_3x3": _dws_conv(3),
-    "dws_conv_5x5": _dws_conv(5),
-    "ghost_3x3": Ghost,
+    "sep_conv_3x3": _separable(3, units=2),
+    "sep_conv_5x5": _separable(5, units=2),
+    "dil_conv_3x3": _separable(3, dilation=2),
+    "dil_conv_5x5": _separable(5, dilation=2),
+    "dws_conv_3x3": _separable(3),
+    "dws_conv_5x5": _separable(5),
+    "ghost_3x3": _ghost,
     "gshuffle_3x3": _gshuffle,
 }
 

@@ -16,19 +16,55 @@ class Gates:
     Attributes:
         weight: Multiplier of every op's output, (K, E, O).
         active: Which ops run at all, (K, E, O) bool on the CPU; None runs every op.
+        channels: Width masks: multipliers of G equal groups of an edge's channels, (K, E, G), in
+            the order of the channels; a cell's width must be a multiple of G. None leaves all
+            channels as they are.
         scale_gradient: Whether the gradient into an op is scaled by its gate, as the chain rule
-            asks; False passes it on unscaled.
+            asks; False passes it on unscaled (by `weight`; masks scale it always).
     """
 
     weight: Tensor
     active: Tensor | None = None
+    channels: Tensor | None = None
     scale_gradient: bool = True
 
-    def apply(self, weight: Tensor, output: Tensor) -> Tensor:
-        """Multiply an op's output (B, C, H, W) by its gate, a scalar."""
-        if self.scale_gradient:
-            return weight * output
-        return weight * output.detach() + output - output.detach()
+    def multipliers(
+        self, kind: int, edges: Tensor, choices: Tensor, width: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return what multiplies the outputs of some ops, and the gradients into them.
+
+        Args:
+            kind: The cell kind.
+            edges: Edge of each op, (T,).
+            choices: Which op it is, (T,).
+            width: Channels C of the cell.
+
+        Returns:
+            Two tensors (T, C).
+        """
+        weight = self.weight[kind, edges, choices][:, None].expand(-1, width)
+        mask = torch.ones_like(weight)
+        if self.channels is not None:
+            groups = self.channels.shape[-1]
+            mask = self.channels[kind, edges].repeat_interleave(width // groups, dim=1)
+            weight = weight * mask
+        return weight, weight if self.scale_gradient else mask
+
+    def add(self, total: Tensor | None, output: Tensor, kind: int, edge: int, op: int) -> Tensor:
+        """Return `total` plus the gated output (B, C, H, W) of one op; None is a total of zero."""
+        weight = self.weight[kind, edge, op]
+        mask = None
+        if self.channels is not None:
+            groups = self.channels.shape[-1]
+            mask = self.channels[kind, edge].repeat_interleave(output.shape[1] // groups)
+            mask = mask[:, None, None]
+        if not self.scale_gradient:
+            # value of weight * output, gradient of output
+            output = weight * output.detach() + output - output.detach()
+            weight = torch.ones_like(weight)
+        if mask is not None:
+            weight = weight * mask
+        return weight * output if total is None else torch.addcmul(total, weight, output)
 
 
 class EnhancedSoftmax(torch.autograd.Function):
@@ -42,7 +78,9 @@ class EnhancedSoftmax(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, alphas: Tensor, tau: float, gamma: float, match_norm: bool) -> Tensor:
+    def forward(
+        ctx: Any, alphas: Tensor, tau: float | Tensor, gamma: float, match_norm: bool
+    ) -> Tensor:
         """Return softmax(alphas / tau)."""
         p = torch.softmax(alphas / tau, dim=-1)
         ctx.save_for_backward(p)
@@ -63,20 +101,21 @@ class EnhancedSoftmax(torch.autograd.Function):
 
 
 def enhanced_softmax(
-    alphas: Tensor, *, tau: float = 1.0, gamma: float = 1.0, match_norm: bool = False
+    alphas: Tensor, *, tau: float | Tensor = 1.0, gamma: float = 1.0, match_norm: bool = False
 ) -> Tensor:
     """Return op probabilities softmax(alphas / tau) with the enhanced gradient.
 
     Args:
         alphas: Architecture logits, (..., O).
-        tau: Temperature, > 0.
+        tau: Temperature, > 0; a tensor where it changes while a GPU replays steps.
         gamma: 0 for the ordinary gradient, 1 for the natural one, anything between.
         match_norm: Scale each edge's gradient to the norm of the ordinary one.
 
     Raises:
         ValueError: If tau or gamma is out of range.
     """
-    if tau <= 0 or not 0 <= gamma <= 1:
+    # A look at a tensor would make the GPU wait.
+    if (not isinstance(tau, Tensor) and tau <= 0) or not 0 <= gamma <= 1:
         raise ValueError(f"tau must be > 0 and gamma in [0, 1], got {tau} and {gamma}")
     probabilities: Tensor = EnhancedSoftmax.apply(alphas, tau, gamma, match_norm)
     return probabilities

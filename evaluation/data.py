@@ -149,16 +149,14 @@ def batches(
     augment = augment or AugmentConfig()
     if generator is None and augment != AugmentConfig():
         raise ValueError(f"augmentation needs a generator, got None and {augment}")
-    order, end = torch.arange(len(split)), len(split)
+    plan = torch.arange(len(split))[None]
     if generator is not None:
-        order = torch.randperm(len(split), generator=generator)
-        end = len(split) // batch_size * batch_size or len(split)
-    order = order.to(split.images.device)
+        plan = _plan(split, len(split) // batch_size * batch_size or len(split), augment, generator)
+    plan = plan.to(split.images.device)
     mean, std = (255 * statistic[:, None, None] for statistic in (split.mean, split.std))
-    for start in range(0, end, batch_size):
-        chosen = order[start : start + batch_size]
-        images = _crop_and_flip(split.images[chosen], augment, generator)
-        images = _cutout((images.float() - mean) / std, augment.cutout_px, generator)
+    for chosen, *changes in torch.split(plan, batch_size, dim=1):
+        images = _crop_and_flip(split.images[chosen], augment, *changes)
+        images = _cutout(images.float().sub_(mean).div_(std), augment.cutout_px, *changes)
         yield images.contiguous(memory_format=torch.channels_last), split.labels[chosen]
 
 
@@ -170,29 +168,41 @@ def cycle(
         yield from batches(split, batch_size, generator, augment)
 
 
-def _crop_and_flip(images: Tensor, augment: AugmentConfig, generator: Generator | None) -> Tensor:
-    count, _, height, width = images.shape
+def _plan(split: Split, count: int, augment: AugmentConfig, generator: Generator) -> Tensor:
+    """Draw all that is random in an epoch: one copy to the device instead of a wait in every step.
+
+    Returns:
+        (6, count) int64: image, top and left of its crop, whether it is mirrored, and row and
+        column of the centre of its hole.
+    """
+    height, width = split.images.shape[2:]
+    offsets = 2 * augment.pad_px + 1
+    ends = (offsets, offsets, 1 + augment.flip, height, width)
+    order = torch.randperm(len(split), generator=generator)[:count]
+    changes = [torch.randint(end, (count,), generator=generator) for end in ends]
+    return torch.stack([order, *changes])
+
+
+def _crop_and_flip(images: Tensor, augment: AugmentConfig, *changes: Tensor) -> Tensor:
+    height, width = images.shape[2:]
     if augment.pad_px:
-        offsets = torch.randint(2 * augment.pad_px + 1, (2, count), generator=generator)
-        index = torch.stack([torch.arange(count), *offsets]).to(images.device)
         padded = functional.pad(images, [augment.pad_px] * 4)
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, top, left, H, W)
-        images = windows[index[0], :, index[1], index[2]]
+        each = torch.arange(len(images), device=images.device)
+        images = windows[each, :, changes[0], changes[1]]
     if augment.flip:
-        mirrored = torch.randint(2, (count, 1, 1, 1), generator=generator).bool()
-        images = torch.where(mirrored.to(images.device), images.flip(-1), images)
+        images = torch.where(changes[2][:, None, None, None] == 1, images.flip(-1), images)
     return images
 
 
-def _cutout(images: Tensor, side_px: int, generator: Generator | None) -> Tensor:
+def _cutout(images: Tensor, side_px: int, *changes: Tensor) -> Tensor:
     """Zero a square centred anywhere in the image (DeVries and Taylor 2017, arXiv:1708.04552)."""
     if side_px == 0:
         return images
     inside = []
-    for size in images.shape[2:]:
-        first = torch.randint(size, (len(images), 1), generator=generator) - side_px // 2
-        distance = torch.arange(size) - first
-        inside.append(((distance >= 0) & (distance < side_px)).to(images.device))
+    for size, centre in zip(images.shape[2:], changes[3:], strict=True):
+        distance = torch.arange(size, device=images.device) - centre[:, None] + side_px // 2
+        inside.append((distance >= 0) & (distance < side_px))
     rows, columns = inside  # (B, H), (B, W)
     return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
 

@@ -11,6 +11,8 @@ import joblib
 import torch
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+from evaluation.memory import keep_freed_memory
+
 K = TypeVar("K", bound=Hashable)
 R = TypeVar("R")
 
@@ -93,6 +95,7 @@ def _call(
     arguments: tuple[object, ...],
 ) -> tuple[K, R]:
     _die_with(parent)
+    keep_freed_memory()
     torch.set_num_threads(threads)
     return key, function(*arguments)
 

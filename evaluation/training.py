@@ -4,13 +4,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
+from torch import Tensor, nn
 
 from evaluation.checkpoint import load_checkpoint, save_checkpoint
 from evaluation.data import AugmentConfig, DataConfig, Split, batches
+from evaluation.graphs import CapturedStep, graphs_for
 
 EVALUATION_BATCH = 500
 SEEDS_PER_RUN = 1_000_003  # a prime, so that (seed, epoch) pairs do not meet
@@ -66,6 +68,52 @@ def seeded_model(build: Callable[[], nn.Module], seed: int, device: str) -> nn.M
     return model.to(device).to(memory_format=torch.channels_last)
 
 
+class WeightUpdate:
+    """One step of SGD on one batch: a function of tensors that never waits for the device.
+
+    Attributes:
+        rate: The learning rate, read by every step: a tensor, so that a captured step sees it move.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainConfig, *, autocast: bool = False):
+        """Prepare to train `model`, which stays on its device."""
+        self.model = model
+        self.parameters = list(model.parameters())
+        self.grad_clip = config.grad_clip
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+        self.rate = torch.zeros((), device=self.parameters[0].device)
+        self.bfloat16 = autocast and _multiplies_bfloat16(self.rate.device)
+        self.optimizer = torch.optim.SGD(
+            self.parameters,
+            lr=self.rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.momentum > 0,
+            fused=True,
+        )
+
+    def __call__(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Update the weights and return the `loss` before the update."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16):
+            loss: Tensor = self.criterion(self.model(images), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
+        self.optimizer.step()
+        return {"loss": loss.detach()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the weights and the momenta."""
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate  # the loaded one is another tensor, perhaps not on the device
+
+
 def train(
     model: nn.Module,
     split: Split,
@@ -73,10 +121,11 @@ def train(
     *,
     seed: int,
     augment: AugmentConfig,
+    autocast: bool = False,
     checkpoint: Path | None = None,
     on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
 ) -> None:
-    """Train `model` in place on all images of `split`.
+    """Train `model` in place on all images of `split`; on a GPU the step is replayed as a graph.
 
     Args:
         model: Maps images (B, C, H, W) to logits (B, classes); on the device of `split`.
@@ -84,6 +133,7 @@ def train(
         config: The recipe.
         seed: Of the order of the images and of their augmentation, not of the initial weights.
         augment: Random changes to the images.
+        autocast: Compute in bfloat16 where a GPU does so natively; elsewhere float32 stays.
         checkpoint: Written after every epoch; a training that finds one goes on from it and ends
             as if it had not stopped.
         on_epoch: Called with the number of epochs done and the epoch's mean loss.
@@ -91,19 +141,12 @@ def train(
     Raises:
         TrainingError: If the loss of an epoch is not finite.
     """
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=config.momentum > 0,
-    )
-    criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    update = WeightUpdate(model, config, autocast=autocast)
+    captured = CapturedStep(update, graphs_for(split.images.device))
     start = 0
     state = load_checkpoint(checkpoint) if checkpoint else None
     if state is not None:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        update.load_state_dict(state["update"])
         start = state["epoch"]
     steps = max(1, len(split) // config.batch_size)
     model.train()
@@ -112,26 +155,13 @@ def train(
         stream = batches(split, config.batch_size, epoch_generator(seed, epoch), augment)
         for step, (images, labels) in enumerate(stream):
             progress = (epoch + (step + 1) / steps) / (config.epochs + 1 / steps)
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * cosine(progress, config.warmup)
-            loss = criterion(model(images), labels)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-            optimizer.step()
-            losses.append(loss.detach())
+            update.rate.fill_(config.learning_rate * cosine(progress, config.warmup))
+            losses.append(captured(images, labels)["loss"])
         mean_loss = float(torch.stack(losses).mean())
         if not math.isfinite(mean_loss):
             raise TrainingError(f"the loss is {mean_loss} in epoch {epoch + 1}")
         if checkpoint:
-            save_checkpoint(
-                checkpoint,
-                {
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "epoch": epoch + 1,
-                },
-            )
+            save_checkpoint(checkpoint, {"update": update.state_dict(), "epoch": epoch + 1})
         on_epoch(epoch + 1, mean_loss)
 
 
@@ -143,10 +173,15 @@ def accuracy(model: nn.Module, split: Split) -> float:
         TrainingError: If a logit is not finite.
     """
     model.eval()
-    right = []
+    right, finite = [], []
     for images, labels in batches(split, EVALUATION_BATCH):
         logits = model(images)
-        if not bool(torch.isfinite(logits).all()):
-            raise TrainingError("a logit is not finite")
         right.append((logits.argmax(dim=1) == labels).sum())
+        finite.append(torch.isfinite(logits).all())
+    if not bool(torch.stack(finite).all()):
+        raise TrainingError("a logit is not finite")
     return float(torch.stack(right).sum()) / len(split)
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -82,7 +82,8 @@ def _time_search_steps(
     batch = next(batches(dataset.search_train, config.batch_size, generator, augment))
     valid = next(batches(dataset.search_valid, config.batch_size, generator, augment))
     # Near the end of the search, where no warm-up leaves out the architecture step.
-    return _time(lambda: strategy.step(batch, valid, 0.99), device)
+    strategy.schedule(0.99)
+    return _time(lambda: strategy.step(batch, valid), device)
 
 
 def _middle_network(

@@ -1,13 +1,15 @@
 """MixedCell and DiscreteCell must agree, and an op that is not active must not exist."""
 
 import random
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from blocksearch import fused
 from blocksearch.cells import CellInputs, DiscreteCell, MixedCell
-from blocksearch.ops import DARTS_OPS, LIGHT_OPS, Zero
+from blocksearch.ops import DARTS_OPS, LIGHT_OPS, Op, Zero
 from blocksearch.relaxation import Gates, one_hot_gates
 from blocksearch.space import KINDS, Cell, SearchSpace
 
@@ -98,25 +100,37 @@ def test_active_changes_no_result_where_the_gates_are_zero(reduction, halve_firs
     torch.testing.assert_close(masked, everything, rtol=0, atol=1e-12)
 
 
-def test_an_inactive_op_does_not_run_and_gets_no_gradient():
+@pytest.mark.parametrize("plain", [False, True], ids=["fused", "plain"])
+def test_an_inactive_op_does_not_run_and_gets_no_gradient(plain, monkeypatch):
     space = SearchSpace(("none", "skip_connect", "dws_conv_3x3", "ghost_3x3"), nodes=2)
     mixed = mixed_cell(space, reduction=True, halve_first=False)
+    place = {op: (e, o) for e, ops in enumerate(mixed.edges) for o, op in enumerate(ops)}
     ran = []
-    for e, ops in enumerate(mixed.edges):
-        for o, op in enumerate(ops):
-            op.register_forward_hook(lambda *_, place=(e, o): ran.append(place))
+    for op in place:
+        if plain and isinstance(op, Op):
+            op.body.register_forward_hook(lambda *_, op=op: ran.append(place[op]))
+    kernels = fused.mixed_cell
+
+    def spy(plan: fused.CellPlan, *rest) -> Tensor:
+        for term in plan.terms:
+            edge = space.edges.index((term.source, 2 + term.node))
+            assert place[term.op][0] == edge
+            ran.append(place[term.op])
+        return kernels(plan, *rest)
+
+    monkeypatch.setattr(fused, "mixed_cell", spy)
     active = torch.zeros(2, 5, 4, dtype=torch.bool)
     chosen = [(0, 2), (1, 3), (3, 1), (4, 2), (4, 3)]
-    for place in [*chosen, (2, 0)]:
-        active[1][place] = True
+    for at in [*chosen, (2, 0)]:
+        active[1][at] = True
     active[0] = True  # another kind's mask must not matter
     weight = torch.rand(2, 5, 4, dtype=torch.float64)
-    mixed(*states(halve_first=False), Gates(weight, active), 1).square().sum().backward()
-    assert ran == chosen
-    for e, ops in enumerate(mixed.edges):
-        for o, op in enumerate(ops):
-            has_gradient = [p.grad is not None for p in op.parameters()]
-            assert has_gradient == [(e, o) in chosen] * len(has_gradient)
+    with fused.plain_path() if plain else nullcontext():
+        mixed(*states(halve_first=False), Gates(weight, active), 1).square().sum().backward()
+    assert sorted(ran) == chosen  # each once
+    for op, at in place.items():
+        has_gradient = [p.grad is not None for p in op.parameters()]
+        assert has_gradient == [at in chosen] * len(has_gradient)
 
 
 @every_form

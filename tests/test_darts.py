@@ -15,15 +15,24 @@ def build(make_setup, **settings: float) -> Darts:
     return Darts(setup, Darts.Config(**settings), torch.Generator().manual_seed(0))
 
 
-def still(gates: Gates, batch: tuple[Tensor, Tensor], progress: float) -> Tensor:
-    """A weight step that learns nothing."""
-    return torch.zeros(())
+class Still:
+    """A weight step that learns nothing and remembers the gates that it was given."""
+
+    def __init__(self) -> None:
+        self.seen: list[Gates] = []
+
+    def schedule(self, progress: float) -> None:
+        pass
+
+    def __call__(self, gates: Gates, batch: tuple[Tensor, Tensor]) -> Tensor:
+        self.seen.append(gates)
+        return torch.zeros(())
 
 
 def test_the_alpha_gradient_is_that_of_the_validation_loss(make_setup, period_batch):
     strategy = build(make_setup)
     strategy.supernet.double()
-    strategy.weight_step = still
+    strategy.weight_step = Still()
     images, labels = period_batch(16, 1)
     images = images.double()
     (alphas,) = strategy.architecture()
@@ -40,7 +49,8 @@ def test_the_alpha_gradient_is_that_of_the_validation_loss(make_setup, period_ba
         shift[tuple(index)] = 1e-5
         difference = valid_loss(start + shift) - valid_loss(start - shift)
         expected[tuple(index)] = difference / 2e-5
-    strategy.step((images, labels), (images, labels), 0.5)
+    strategy.schedule(0.5)
+    strategy.step((images, labels), (images, labels))
     assert alphas.grad is not None
     torch.testing.assert_close(alphas.grad.double(), expected, rtol=1e-3, atol=1e-7)
 
@@ -49,7 +59,8 @@ def test_the_first_step_is_adams_with_the_released_learning_rate(make_setup, per
     strategy = build(make_setup, alpha_weight_decay=0.0)
     (alphas,) = strategy.architecture()
     before = alphas.detach().clone()
-    strategy.step(period_batch(16, 0), period_batch(16, 1), 0.0)
+    strategy.schedule(0.0)
+    strategy.step(period_batch(16, 0), period_batch(16, 1))
     assert alphas.grad is not None
     large = alphas.grad.abs() > 1e-5  # Adam's epsilon hides smaller ones
     assert large.float().mean() > 0.5
@@ -61,12 +72,13 @@ def test_each_half_of_a_step_leaves_the_other_half_alone(make_setup, period_batc
     strategy = build(make_setup)
     (alphas,) = strategy.architecture()
     before = alphas.detach().clone()
-    strategy.weight_step(Gates(torch.softmax(alphas, dim=-1)), period_batch(8, 0), 0.5)
+    strategy.weight_step(Gates(torch.softmax(alphas, dim=-1)), period_batch(8, 0))
     assert torch.equal(alphas, before)
     strategy.supernet.zero_grad(set_to_none=True)
     weights = [p.detach().clone() for p in strategy.supernet.parameters()]
-    strategy.weight_step = still
-    strategy.step(period_batch(8, 0), period_batch(8, 1), 0.5)
+    strategy.weight_step = Still()
+    strategy.schedule(0.5)
+    strategy.step(period_batch(8, 0), period_batch(8, 1))
     assert (alphas != before).all()
     for old, new in zip(weights, strategy.supernet.parameters(), strict=True):
         assert torch.equal(old, new)
@@ -75,12 +87,12 @@ def test_each_half_of_a_step_leaves_the_other_half_alone(make_setup, period_batc
 
 def test_the_weights_learn_under_the_alphas_of_the_same_step(make_setup, period_batch):
     strategy = build(make_setup, alpha_learning_rate=0.5)
-    seen = []
-    strategy.weight_step = lambda gates, batch, progress: seen.append(gates) or torch.zeros(())
-    strategy.step(period_batch(8, 0), period_batch(8, 1), 0.5)
+    strategy.weight_step = still = Still()
+    strategy.schedule(0.5)
+    strategy.step(period_batch(8, 0), period_batch(8, 1))
     (alphas,) = strategy.architecture()
-    torch.testing.assert_close(seen[0].weight, torch.softmax(alphas.detach(), dim=-1))
-    assert not seen[0].weight.requires_grad
+    torch.testing.assert_close(still.seen[0].weight, torch.softmax(alphas.detach(), dim=-1))
+    assert not still.seen[0].weight.requires_grad
 
 
 def test_derive_keeps_the_strongest_ops(make_setup):

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from evaluation.data import (
     AugmentConfig,
@@ -681,6 +683,51 @@ def test_augmentation_leaves_the_split_as_it_was() -> None:
     augment = AugmentConfig(pad_px=2, flip=True, cutout_px=3)
     list(batches(split, 5, torch.Generator().manual_seed(0), augment))
     assert torch.equal(split.images, images)
+
+
+def test_all_that_is_random_in_an_epoch_is_drawn_before_its_first_batch(digits: Dataset) -> None:
+    augment = AugmentConfig(pad_px=1, flip=True, cutout_px=2)
+    generator = torch.Generator().manual_seed(0)
+    fresh = generator.get_state()
+    stream = batches(digits.train, 64, generator, augment)
+    assert torch.equal(generator.get_state(), fresh)  # nothing runs before a batch is asked for
+    next(stream)
+    drawn = generator.get_state()
+    assert not torch.equal(drawn, fresh)
+    list(stream)
+    assert torch.equal(generator.get_state(), drawn)
+
+
+def test_no_batch_after_the_first_needs_anything_from_the_host(digits: Dataset) -> None:
+    class Devices(TorchDispatchMode):
+        seen: set[str] = set()
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore
+            result = func(*args, **(kwargs or {}))
+            for tensor in tree_leaves((args, kwargs, result)):
+                if isinstance(tensor, torch.Tensor):
+                    self.seen.add(tensor.device.type)
+            return result
+
+    augment = AugmentConfig(pad_px=1, flip=True, cutout_px=2)
+    stream = batches(digits.to("meta").train, 64, torch.Generator(), augment)
+    with Devices() as first:
+        next(stream)
+    assert first.seen == {"cpu", "meta"}
+    first.seen.clear()
+    with first:
+        assert len(list(stream)) > 3
+    assert first.seen == {"meta"}
+
+
+def test_changes_differ_from_batch_to_batch() -> None:
+    images = random_images(1, 1, 8, 8).expand(60, 1, 8, 8)
+    augment = AugmentConfig(pad_px=3)
+    first, second = (
+        images
+        for images, _ in batches(split_of(images), 30, torch.Generator().manual_seed(0), augment)
+    )
+    assert not torch.equal(first, second)
 
 
 def test_augmentation_without_a_generator_is_refused(digits: Dataset) -> None:

@@ -1,5 +1,6 @@
 """The search loop: which batches a strategy sees, checkpoints, divergence; and the weight step."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from blocksearch import fused
 from blocksearch.engine import (
     Batch,
     Cells,
@@ -16,6 +18,7 @@ from blocksearch.engine import (
     search,
     shared_weight_accuracy,
 )
+from blocksearch.ops import Op
 from blocksearch.relaxation import Gates
 from blocksearch.space import KINDS, Cell, Edge, SearchSpace
 from blocksearch.supernet import Supernet
@@ -36,8 +39,12 @@ class Spy:
         self.seen: list[tuple[Batch, Batch, float]] = []
         self.alphas = torch.zeros(2, 2, 2)
 
-    def step(self, train: Batch, valid: Batch, progress: float) -> dict[str, Tensor]:
-        self.seen.append((train, valid, progress))
+    def schedule(self, progress: float) -> str:
+        self.progress = progress
+        return "step"
+
+    def step(self, train: Batch, valid: Batch) -> dict[str, Tensor]:
+        self.seen.append((train, valid, self.progress))
         loss = self.losses[self.count] if self.losses else 1.0
         self.count += 1
         return {"train_loss": torch.tensor(loss)}
@@ -199,7 +206,9 @@ def uniform_gates() -> Gates:
 def moved_by_a_step(config: WeightConfig, batch: Batch, progress: float) -> float:
     supernet = make_supernet()
     before = torch.cat([p.detach().flatten().clone() for p in supernet.parameters()])
-    WeightStep(supernet, config)(uniform_gates(), batch, progress)
+    step = WeightStep(supernet, config)
+    step.schedule(progress)
+    step(uniform_gates(), batch)
     after = torch.cat([p.detach().flatten() for p in supernet.parameters()])
     return float((after - before).norm())
 
@@ -224,8 +233,8 @@ def test_a_weight_step_returns_the_loss_before_it_and_lowers_it(period_batch):
     with torch.no_grad():
         logits = supernet(batch[0], uniform_gates())
     loss = float(torch.nn.functional.cross_entropy(logits, batch[1]))
-    assert float(step(uniform_gates(), batch, 0.0)) == pytest.approx(loss, rel=1e-6)
-    assert float(step(uniform_gates(), batch, 0.0)) < loss
+    assert float(step(uniform_gates(), batch)) == pytest.approx(loss, rel=1e-6)
+    assert float(step(uniform_gates(), batch)) < loss
 
 
 def test_the_weight_optimizer_has_every_weight_and_nothing_else():
@@ -259,14 +268,28 @@ def test_the_shared_weight_accuracy_is_the_fraction_that_is_right():
     assert all(torch.equal(parameters[key], before[key]) for key in parameters)
 
 
-def test_the_shared_weight_accuracy_runs_only_the_ops_of_the_cells():
+@pytest.mark.parametrize("plain", [False, True], ids=["fused", "plain"])
+def test_the_shared_weight_accuracy_runs_only_the_ops_of_the_cells(plain, monkeypatch):
     supernet = make_supernet()
     ran = []
-    for cell in supernet.cells:
-        for ops in cell.edges:
-            for name, op in zip(SPACE.ops, ops, strict=True):
-                op.register_forward_hook(lambda *_, name=name: ran.append(name))
-    shared_weight_accuracy(supernet, cells_of("dws_conv_3x3"), grey_split(8, 8))
+    names = {
+        op: name
+        for cell in supernet.cells
+        for ops in cell.edges
+        for name, op in zip(SPACE.ops, ops, strict=True)
+    }
+    for op, name in names.items():
+        if plain and isinstance(op, Op):
+            op.body.register_forward_hook(lambda *_, name=name: ran.append(name))
+    kernels = fused.mixed_cell
+
+    def spy(plan: fused.CellPlan, *rest: Any) -> Tensor:
+        ran.extend(names[term.op] for term in plan.terms)
+        return kernels(plan, *rest)
+
+    monkeypatch.setattr(fused, "mixed_cell", spy)
+    with fused.plain_path() if plain else nullcontext():
+        shared_weight_accuracy(supernet, cells_of("dws_conv_3x3"), grey_split(8, 8))
     assert ran == ["dws_conv_3x3"] * 4
 
 

@@ -2,12 +2,13 @@
 
 import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from blocksearch.engine import SearchSetup
+from blocksearch.engine import Batch, SearchSetup
 from blocksearch.ops import op_cost
 from blocksearch.relaxation import Gates, enhanced_softmax
 from blocksearch.space import SearchSpace
@@ -16,6 +17,19 @@ from blocksearch.strategies.enhanced_gradient import ALPHA_OPTIMIZERS, EnhancedG
 OPS = ("none", "skip_connect", "dws_conv_3x3", "sep_conv_3x3")
 RUNS = 40
 LIMIT = 3000
+
+
+class Step:
+    """A weight step that calls a function, and by default learns nothing."""
+
+    def __init__(self, function: Callable[[Gates, Batch], Tensor] = lambda *_: torch.zeros(())):
+        self.function = function
+
+    def schedule(self, progress: float) -> None:
+        pass
+
+    def __call__(self, gates: Gates, batch: Batch) -> Tensor:
+        return self.function(gates, batch)
 
 
 def steps_until_the_best_op_leads(
@@ -119,7 +133,8 @@ def test_more_complexity_weight_gives_cheaper_cells(make_setup, period_batch):
         alphas = set_alphas(strategy, start + torch.tensor([0.0, 0.0, 0.5, 1.0]))
         before = alphas.detach().clone()
         for step in range(30):
-            strategy.step(batch, batch, step / 30)
+            strategy.schedule(step / 30)
+            strategy.step(batch, batch)
         params.append(derived_params(strategy))
         if complexity_weight == 0:
             assert torch.equal(alphas, before)
@@ -134,7 +149,8 @@ def test_the_pressure_of_the_complexity_does_not_fade_as_an_edge_decides(make_se
         strategy = blind_strategy(make_setup, complexity_weight=0.3, alpha_learning_rate=1.0)
         start = torch.tensor([0.0, 0.0, 0.0, lead]).expand(strategy.architecture()[0].shape)
         alphas = set_alphas(strategy, start)
-        strategy.step(batch, batch, 0.5)
+        strategy.schedule(0.5)
+        strategy.step(batch, batch)
         change = alphas.detach() - start
         moved.append(change[..., 3] - change[..., 0])  # dearest against none
     assert (moved[0] < 0).all()
@@ -149,11 +165,13 @@ def test_the_alphas_rest_through_the_warm_up(make_setup, period_batch):
     before = alphas.detach().clone()
     weights = setup.supernet.classifier.weight.detach().clone()
     for progress in (0.0, 0.1, 0.299):
-        scalars = strategy.step(period_batch(8, 0), period_batch(8, 1), progress)
+        strategy.schedule(progress)
+        scalars = strategy.step(period_batch(8, 0), period_batch(8, 1))
         assert set(scalars) == {"train_loss"}
     assert torch.equal(alphas, before)
     assert not torch.equal(setup.supernet.classifier.weight, weights)
-    scalars = strategy.step(period_batch(8, 0), period_batch(8, 1), 0.3)
+    strategy.schedule(0.3)
+    scalars = strategy.step(period_batch(8, 0), period_batch(8, 1))
     assert (alphas != before).all()
     assert set(scalars) == {"train_loss", "valid_loss", "complexity"}
 
@@ -165,12 +183,13 @@ def test_each_half_of_a_step_leaves_the_other_half_alone(make_setup, period_batc
     )
     (alphas,) = strategy.architecture()
     before = alphas.detach().clone()
-    strategy.weight_step(Gates(torch.softmax(alphas, dim=-1)), period_batch(8, 0), 0.5)
+    strategy.weight_step(Gates(torch.softmax(alphas, dim=-1)), period_batch(8, 0))
     assert torch.equal(alphas, before)
     setup.supernet.zero_grad(set_to_none=True)
     weights = [p.detach().clone() for p in setup.supernet.parameters()]
-    strategy.weight_step = lambda gates, batch, progress: torch.zeros(())  # type: ignore
-    strategy.step(period_batch(8, 0), period_batch(8, 1), 0.5)
+    strategy.weight_step = Step()
+    strategy.schedule(0.5)
+    strategy.step(period_batch(8, 0), period_batch(8, 1))
     assert (alphas != before).all()
     for old, new in zip(weights, setup.supernet.parameters(), strict=True):
         assert torch.equal(old, new)
@@ -182,12 +201,13 @@ def test_gamma_0_without_the_extras_takes_the_ordinary_gradient_step(make_setup,
     setup = make_setup(OPS)
     config = EnhancedGradient.Config(gamma=0.0, warmup=0.0, alpha_learning_rate=0.5)
     strategy = EnhancedGradient(setup, config, torch.Generator().manual_seed(0))
-    strategy.weight_step = lambda gates, batch, progress: torch.zeros(())  # type: ignore
+    strategy.weight_step = Step()
     (alphas,) = strategy.architecture()
     leaf = alphas.detach().clone().requires_grad_()
     logits = setup.supernet(images, Gates(torch.softmax(leaf, dim=-1)))
     nn.functional.cross_entropy(logits, labels).backward()
-    strategy.step((images, labels), (images, labels), 0.5)
+    strategy.schedule(0.5)
+    strategy.step((images, labels), (images, labels))
     torch.testing.assert_close(alphas.detach(), leaf.detach() - 0.5 * leaf.grad)
 
 
@@ -198,7 +218,8 @@ def test_the_temperature_falls_from_tau_to_tau_end(make_setup, period_batch):
     measured = []
     for progress in (0.0, 0.5, 1 - 1e-9):
         set_alphas(strategy, alphas)
-        strategy.step(period_batch(4, 0), period_batch(4, 1), progress)
+        strategy.schedule(progress)
+        strategy.step(period_batch(4, 0), period_batch(4, 1))
         p = strategy.supernet.seen[-1].weight.detach()  # type: ignore[attr-defined]
         odds = (p[..., 0] / p[..., 1]).log()
         measured.append(float(((alphas[..., 0] - alphas[..., 1]) / odds).mean()))
@@ -208,7 +229,8 @@ def test_the_temperature_falls_from_tau_to_tau_end(make_setup, period_batch):
 def test_the_temperature_stays_by_default(make_setup, period_batch):
     strategy = blind_strategy(make_setup)
     for progress in (0.0, 0.9):
-        strategy.step(period_batch(4, 0), period_batch(4, 1), progress)
+        strategy.schedule(progress)
+        strategy.step(period_batch(4, 0), period_batch(4, 1))
     (alphas,) = strategy.architecture()
     seen = strategy.supernet.seen[0].weight  # type: ignore[attr-defined]
     torch.testing.assert_close(seen, torch.softmax(alphas.detach(), dim=-1), rtol=1e-3, atol=1e-3)
@@ -219,7 +241,8 @@ def test_one_hot_runs_the_strongest_op_alone_and_lets_every_op_learn(make_setup,
     shape = strategy.architecture()[0].shape
     start = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     set_alphas(strategy, start)
-    strategy.step(period_batch(4, 0), period_batch(4, 1), 0.5)
+    strategy.schedule(0.5)
+    strategy.step(period_batch(4, 0), period_batch(4, 1))
     for gates in strategy.supernet.seen:  # type: ignore[attr-defined]
         weight = gates.weight.detach()
         torch.testing.assert_close(weight.amax(dim=-1), torch.ones(shape[:2]))
@@ -231,7 +254,8 @@ def test_one_hot_runs_the_strongest_op_alone_and_lets_every_op_learn(make_setup,
     real = EnhancedGradient(setup, config, torch.Generator().manual_seed(0))
     (alphas,) = real.architecture()
     before = alphas.detach().clone()
-    real.step(period_batch(8, 0), period_batch(8, 1), 0.5)
+    real.schedule(0.5)
+    real.step(period_batch(8, 0), period_batch(8, 1))
     assert (alphas != before).all()
 
 
@@ -244,15 +268,16 @@ def first_op_gradient(make_setup, period_batch, unscaled: bool) -> tuple[Tensor,
     alphas = set_alphas(strategy, torch.tensor([0.0, 0.0, 0.0, math.log(6.0)]).expand(shape))
     gradients = []
 
-    def remember(gates, batch, progress):
+    def remember(gates, batch):
         loss = nn.functional.cross_entropy(setup.supernet(batch[0], gates), batch[1])
-        conv = setup.supernet.cells[0].edges[0][2][1]  # of dws_conv_3x3
+        conv = setup.supernet.cells[0].edges[0][2].body[0]  # of dws_conv_3x3
         gradients.append(torch.autograd.grad(loss, conv.weight)[0])
         return loss.detach()
 
-    strategy.weight_step = remember
+    strategy.weight_step = Step(remember)
     before = alphas.detach().clone()
-    loss = strategy.step(period_batch(8, 0), period_batch(8, 1), 0.5)["train_loss"]
+    strategy.schedule(0.5)
+    loss = strategy.step(period_batch(8, 0), period_batch(8, 1))["train_loss"]
     return loss, gradients[0], float((alphas.detach() - before).norm())
 
 
@@ -275,10 +300,12 @@ def test_a_checkpoint_carries_the_momentum_of_the_alphas(optimizer, make_setup, 
         return EnhancedGradient(make_setup(OPS), config, torch.Generator().manual_seed(0))
 
     whole, resumed = build(), build()
-    whole.step(period_batch(8, 0), period_batch(8, 1), 0.2)
+    whole.schedule(0.2)
+    whole.step(period_batch(8, 0), period_batch(8, 1))
     resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
     for strategy in (whole, resumed):
-        strategy.step(period_batch(8, 2), period_batch(8, 3), 0.6)
+        strategy.schedule(0.6)
+        strategy.step(period_batch(8, 2), period_batch(8, 3))
     assert torch.equal(whole.architecture()[0], resumed.architecture()[0])
 
 

@@ -9,8 +9,8 @@ from blocksearch.ops import (
     LIGHT_OPS,
     OPS,
     ChannelShuffle,
-    FactorizedReduce,
     build_op,
+    factorized_reduce,
     op_cost,
 )
 
@@ -107,7 +107,7 @@ def test_a_skip_is_the_identity_and_has_no_parameters():
 
 
 def test_factorized_reduce_reads_both_pixel_grids():
-    op = FactorizedReduce(2, 4, searching=False).eval()
+    op = factorized_reduce(2, 4, searching=False).eval()
     x = torch.rand(1, 2, 5, 5, requires_grad=True)
     op(x).sum().backward()
     assert x.grad is not None

@@ -147,16 +147,59 @@ def test_expected_cost_pulls_on_the_alphas_of_dear_ops():
 
 
 def test_a_gate_scales_the_output_and_only_on_demand_the_gradient():
-    output = torch.tensor([[2.0, -3.0]], requires_grad=True)
-    weight = torch.tensor(0.25, requires_grad=True)
+    output = torch.tensor([2.0, -3.0], requires_grad=True)
+    weight = torch.zeros(2, 3, 4)
+    weight[1, 2, 3] = 0.25
+    weight.requires_grad_()
     found = {}
     for scale in (True, False):
-        gated = Gates(weight, scale_gradient=scale).apply(weight, output)
-        assert gated.tolist() == [[0.5, -0.75]]
+        gates = Gates(weight, scale_gradient=scale)
+        gated = gates.add(None, output.view(1, 2, 1, 1), 1, 2, 3)
+        assert gated.flatten().tolist() == [0.5, -0.75]
         found[scale] = torch.autograd.grad(gated.sum(), (weight, output))
-    assert found[True][1].tolist() == [[0.25, 0.25]]
-    assert found[False][1].tolist() == [[1.0, 1.0]]
-    assert found[True][0] == found[False][0] == -1.0  # the gate learns the same either way
+    assert found[True][1].tolist() == [0.25, 0.25]
+    assert found[False][1].tolist() == [1.0, 1.0]
+    # the gate learns the same either way
+    assert float(found[True][0][1, 2, 3]) == float(found[False][0][1, 2, 3]) == -1.0
+    assert all(found[scale][0].count_nonzero() == 1 for scale in found)
+
+
+def test_a_gated_output_adds_to_the_sum_so_far():
+    total = torch.tensor([1.0, 2.0]).view(1, 2, 1, 1)
+    gates = Gates(torch.full((1, 1, 1), 0.5))
+    added = gates.add(total, torch.tensor([4.0, 6.0]).view(1, 2, 1, 1), 0, 0, 0)
+    assert added.flatten().tolist() == [3.0, 5.0]
+    assert total.flatten().tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("scale", [True, False])
+def test_a_width_mask_scales_its_channels_and_always_their_gradient(scale):
+    output = torch.ones(1, 4, 1, 1, requires_grad=True)
+    masks = torch.tensor([[[0.0, 0.5]]], requires_grad=True)
+    gates = Gates(torch.full((1, 1, 1), 0.25), channels=masks, scale_gradient=scale)
+    gated = gates.add(None, output, 0, 0, 0)
+    assert gated.flatten().tolist() == [0.0, 0.0, 0.125, 0.125]
+    of_output, of_masks = torch.autograd.grad(gated.sum(), (output, masks))
+    unmasked = 0.25 if scale else 1.0
+    assert of_output.flatten().tolist() == [0.0, 0.0, 0.5 * unmasked, 0.5 * unmasked]
+    assert of_masks.flatten().tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("scale", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_multipliers_of_values_and_gradients_are_those_of_the_gated_sum(scale, masked):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.rand(2, 3, 4, generator=generator)
+    masks = torch.rand(2, 3, 2, generator=generator) if masked else None
+    gates = Gates(weight, channels=masks, scale_gradient=scale)
+    edges, choices = torch.tensor([2, 0, 2]), torch.tensor([3, 1, 0])
+    values, slopes = gates.multipliers(1, edges, choices, 6)
+    for t, place in enumerate(zip(edges.tolist(), choices.tolist(), strict=True)):
+        ones = torch.ones(1, 6, 1, 1, requires_grad=True)
+        gated = gates.add(None, ones, 1, *place)
+        torch.testing.assert_close(values[t], gated.flatten())
+        (slope,) = torch.autograd.grad(gated.sum(), ones)
+        torch.testing.assert_close(slopes[t], slope.flatten())
 
 
 SPACE = SearchSpace(OPS, nodes=2)  # edges: 0-2, 1-2, 0-3, 1-3, 2-3

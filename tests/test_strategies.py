@@ -26,10 +26,12 @@ def build(strategy_class: type[Strategy], setup: SearchSetup, seed: int = 0) -> 
 
 
 def run(strategy: Strategy, period_batch, steps: int = STEPS) -> list[dict[str, torch.Tensor]]:
-    return [
-        strategy.step(period_batch(BATCH, 2 * i), period_batch(BATCH, 2 * i + 1), i / steps)
-        for i in range(steps)
-    ]
+    logged = []
+    for i in range(steps):
+        strategy.schedule(i / steps)
+        batches = period_batch(BATCH, 2 * i), period_batch(BATCH, 2 * i + 1)
+        logged.append(strategy.step(*batches))
+    return logged
 
 
 @every_strategy
@@ -65,8 +67,10 @@ def test_the_supernet_holds_no_architecture_logit(strategy_class, make_setup):
 def test_weights_learn_from_train_and_alphas_from_valid(strategy_class, make_setup, period_batch):
     def late_step(train_seed: int, valid_seed: int) -> tuple[list[torch.Tensor], torch.Tensor]:
         strategy = build(strategy_class, make_setup(OPS))
-        strategy.step(period_batch(BATCH, train_seed), period_batch(BATCH, valid_seed), 0.5)
-        strategy.step(period_batch(BATCH, train_seed), period_batch(BATCH, valid_seed), 0.99)
+        strategy.schedule(0.5)
+        strategy.step(period_batch(BATCH, train_seed), period_batch(BATCH, valid_seed))
+        strategy.schedule(0.99)
+        strategy.step(period_batch(BATCH, train_seed), period_batch(BATCH, valid_seed))
         return strategy.architecture(), strategy.supernet.classifier.weight
 
     alphas, weights = late_step(0, 1)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from evaluation.checkpoint import load_checkpoint, save_checkpoint
 from evaluation.data import AugmentConfig, Split
@@ -13,6 +14,7 @@ from evaluation.errors import InputError
 from evaluation.training import (
     TrainConfig,
     TrainingError,
+    WeightUpdate,
     accuracy,
     cosine,
     epoch_generator,
@@ -179,7 +181,7 @@ def test_the_learning_rate_of_every_step_follows_the_schedule():
     used = []
 
     def note(optimizer, args, kwargs):
-        used.extend(group["lr"] for group in optimizer.param_groups)
+        used.extend(float(group["lr"]) for group in optimizer.param_groups)
 
     hook = register_optimizer_step_pre_hook(note)
     try:
@@ -195,7 +197,7 @@ def test_the_learning_rate_of_every_step_follows_the_schedule():
 def test_the_last_learning_rate_is_near_zero_and_no_step_is_wasted_on_zero():
     used = []
     hook = register_optimizer_step_pre_hook(
-        lambda optimizer, args, kwargs: used.append(optimizer.param_groups[0]["lr"])
+        lambda optimizer, args, kwargs: used.append(float(optimizer.param_groups[0]["lr"]))
     )
     try:
         config = recipe(epochs=10, learning_rate=1.0, warmup=0.1, momentum=0.0)
@@ -246,6 +248,98 @@ def test_training_switches_the_model_to_training_mode_and_accuracy_back():
     before = state_of(model)
     accuracy(model, halves())
     assert same(state_of(model), before)
+
+
+class Operations(TorchDispatchMode):
+    """Notes the operations that run under it."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+WAITS = {"_local_scalar_dense", "item", "nonzero", "masked_select", "equal", "_to_copy"}
+
+
+def test_an_update_equals_the_textbook_one():
+    """Nesterov momentum as torch's documentation writes it, on plain tensors."""
+    model, split = seeded_model(net, 0, "cpu").train(), halves()
+    weights = [p.detach().clone().requires_grad_() for p in model.parameters()]
+    momenta = [torch.zeros_like(w) for w in weights]
+    twin = seeded_model(net, 0, "cpu").train()
+    update = WeightUpdate(model, recipe(weight_decay=0.01, grad_clip=0.5, label_smoothing=0.1))
+    for step in range(4):
+        images = split.images[step::4].float() / 255
+        labels = split.labels[step::4]
+        rate = 0.1 * (step + 1)
+        update.rate.fill_(rate)
+        loss = update(images, labels)["loss"]
+        names = [name for name, _ in twin.named_parameters()]
+        logits = torch.func.functional_call(twin, dict(zip(names, weights, strict=True)), (images,))
+        wanted = 0.9 * nn.functional.cross_entropy(logits, labels)
+        wanted = wanted - 0.1 * nn.functional.log_softmax(logits, dim=1).mean()
+        gradients = torch.autograd.grad(wanted, weights)
+        length = torch.cat([g.flatten() for g in gradients]).norm()
+        factor = min(1.0, 0.5 / float(length))
+        with torch.no_grad():
+            for w, v, g in zip(weights, momenta, gradients, strict=True):
+                decayed = factor * g + 0.01 * w
+                v.mul_(0.9).add_(decayed)
+                w -= rate * (decayed + 0.9 * v)
+        assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    for w, p in zip(weights, model.parameters(), strict=True):
+        assert torch.allclose(w, p, rtol=1e-4, atol=1e-6)
+
+
+def test_no_step_waits_for_its_device():
+    model, split = seeded_model(net, 0, "cpu").train(), halves()
+    update = WeightUpdate(model, recipe())
+    images = split.images.float()
+    update(images, split.labels)  # the first step makes the momenta
+    with Operations() as seen:
+        update.rate.fill_(0.05)
+        update(images, split.labels)
+    assert {"_fused_sgd_", "native_batch_norm_backward", "fill_"} <= set(seen.names)
+    assert not WAITS & set(seen.names)
+    with Operations() as seen:
+        float(torch.ones(1))
+    assert WAITS & set(seen.names)  # it would have been seen
+
+
+def test_the_accuracy_of_many_batches_waits_for_its_device_no_more_than_that_of_one():
+    def waits(count):
+        split = halves(count)
+        with Operations() as seen:
+            accuracy(Constant(), split)
+        return len([name for name in seen.names if name in WAITS - {"_to_copy"}])
+
+    assert 0 < waits(1800) == waits(10)
+
+
+def test_a_loaded_update_still_reads_its_learning_rate_from_the_same_tensor():
+    model = seeded_model(net, 0, "cpu").train()
+    update = WeightUpdate(model, recipe())
+    update(halves().images.float(), halves().labels)
+    other = WeightUpdate(seeded_model(net, 1, "cpu").train(), recipe())
+    other.load_state_dict(update.state_dict())
+    before = state_of(other.model)
+    other.rate.fill_(0.0)
+    other(halves().images.float(), halves().labels)
+    names = [name for name, _ in other.model.named_parameters()]
+    assert all(torch.equal(before[name], other.model.state_dict()[name]) for name in names)
+
+
+def test_autocast_changes_nothing_where_no_gpu_multiplies_bfloat16():
+    def weights(autocast):
+        model = seeded_model(net, 0, "cpu")
+        train(model, halves(), recipe(), seed=0, augment=PLAIN, autocast=autocast)
+        return state_of(model)
+
+    assert same(weights(True), weights(False))
 
 
 class Constant(nn.Module):
@@ -331,7 +425,7 @@ def test_a_training_checkpoint_holds_only_what_loads_without_pickle(tmp_path):
     )
     state = torch.load(path, weights_only=True)
     assert state["epoch"] == 1
-    assert "0.weight" in state["model"]
-    momenta = state["optimizer"]["state"].values()
+    assert "0.weight" in state["update"]["model"]
+    momenta = state["update"]["optimizer"]["state"].values()
     assert all(m["momentum_buffer"].abs().sum() > 0 for m in momenta) and len(momenta) == 5
     assert load_checkpoint(tmp_path / "none.ckpt") is None

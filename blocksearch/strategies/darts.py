@@ -11,7 +11,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from blocksearch.engine import AlphaStep, Batch, Cells, SearchSetup, StrategyConfig, WeightStep
+from blocksearch.engine import (
+    AlphaStep,
+    Batch,
+    Cells,
+    SearchSetup,
+    StrategyConfig,
+    WeightStep,
+    frozen,
+)
 from blocksearch.relaxation import Gates, derive_strongest
 
 
@@ -38,18 +46,25 @@ class Darts:
             lr=config.alpha_learning_rate,
             betas=(config.alpha_beta1, config.alpha_beta2),
             weight_decay=config.alpha_weight_decay,
+            fused=True,
         )
         self.alpha_step = AlphaStep(self.alphas, adam)
         self.weight_step = WeightStep(setup.supernet, setup.weights)
 
-    def step(self, train: Batch, valid: Batch, progress: float) -> dict[str, Tensor]:
+    def schedule(self, progress: float) -> str:
+        """Set the learning rate of the weights; every step is of one kind."""
+        self.weight_step.schedule(progress)
+        return "both"
+
+    def step(self, train: Batch, valid: Batch) -> dict[str, Tensor]:
         """Descend the validation loss in the alphas, then the training loss in the weights."""
         images, labels = valid
-        gates = Gates(torch.softmax(self.alphas, dim=-1))
-        valid_loss = nn.functional.cross_entropy(self.supernet(images, gates), labels)
-        self.alpha_step(valid_loss)
+        with frozen(self.supernet):
+            gates = Gates(torch.softmax(self.alphas, dim=-1))
+            valid_loss = nn.functional.cross_entropy(self.supernet(images, gates), labels)
+            self.alpha_step(valid_loss)
         gates = Gates(torch.softmax(self.alphas.detach(), dim=-1))
-        train_loss = self.weight_step(gates, train, progress)
+        train_loss = self.weight_step(gates, train)
         return {"train_loss": train_loss, "valid_loss": valid_loss.detach()}
 
     def architecture(self) -> list[Tensor]:

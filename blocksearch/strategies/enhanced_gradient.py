@@ -22,7 +22,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from blocksearch.engine import AlphaStep, Batch, Cells, SearchSetup, StrategyConfig, WeightStep
+from blocksearch.engine import (
+    AlphaStep,
+    Batch,
+    Cells,
+    SearchSetup,
+    StrategyConfig,
+    WeightStep,
+    frozen,
+)
 from blocksearch.relaxation import DERIVATIONS, Gates, enhanced_softmax, expected_cost
 
 
@@ -59,27 +67,36 @@ class EnhancedGradient:
         optimizer = ALPHA_OPTIMIZERS[config.alpha_optimizer](self.alphas, config)
         self.alpha_step = AlphaStep(self.alphas, optimizer)
         self.weight_step = WeightStep(setup.supernet, setup.weights)
+        self.tau = torch.full((), config.tau, device=self.alphas.device)
+        self.warm = False
 
-    def step(self, train: Batch, valid: Batch, progress: float) -> dict[str, Tensor]:
-        """Descend the training loss in the weights; after the warm-up, L_arch in the alphas."""
+    def schedule(self, progress: float) -> str:
+        """Set the learning rate of the weights and the temperature; alphas rest in the warm-up."""
+        self.weight_step.schedule(progress)
         tau = self.config.tau * (self.config.tau_end / self.config.tau) ** progress
+        self.tau.fill_(tau)
+        self.warm = progress >= self.config.warmup
+        return "both" if self.warm else "weights"
+
+    def step(self, train: Batch, valid: Batch) -> dict[str, Tensor]:
+        """Descend the training loss in the weights; after the warm-up, L_arch in the alphas."""
         with torch.no_grad():
-            gates = self._gates(self._probabilities(tau))
-        scalars = {"train_loss": self.weight_step(gates, train, progress)}
-        if progress >= self.config.warmup:
+            gates = self._gates(self._probabilities())
+        scalars = {"train_loss": self.weight_step(gates, train)}
+        if self.warm:
             images, labels = valid
-            p = self._probabilities(tau)
-            logits = self.supernet(images, self._gates(p))
-            valid_loss = nn.functional.cross_entropy(logits, labels)
-            complexity = expected_cost(p, self.setup.op_costs)
-            loss = valid_loss + self.config.complexity_weight * complexity
-            self.alpha_step(loss)
+            with frozen(self.supernet):
+                p = self._probabilities()
+                logits = self.supernet(images, self._gates(p))
+                valid_loss = nn.functional.cross_entropy(logits, labels)
+                complexity = expected_cost(p, self.setup.op_costs)
+                self.alpha_step(valid_loss + self.config.complexity_weight * complexity)
             scalars |= {"valid_loss": valid_loss.detach(), "complexity": complexity.detach()}
         return scalars
 
-    def _probabilities(self, tau: float) -> Tensor:
+    def _probabilities(self) -> Tensor:
         return enhanced_softmax(
-            self.alphas, tau=tau, gamma=self.config.gamma, match_norm=self.config.match_norm
+            self.alphas, tau=self.tau, gamma=self.config.gamma, match_norm=self.config.match_norm
         )
 
     def _gates(self, p: Tensor) -> Gates:
@@ -115,6 +132,7 @@ def _sgd(alphas: Tensor, config: EnhancedGradientConfig) -> torch.optim.Optimize
         lr=config.alpha_learning_rate,
         momentum=config.alpha_momentum,
         weight_decay=config.alpha_weight_decay,
+        fused=True,
     )
 
 
@@ -124,6 +142,7 @@ def _adam(alphas: Tensor, config: EnhancedGradientConfig) -> torch.optim.Optimiz
         lr=config.alpha_learning_rate,
         betas=(config.alpha_momentum, 0.999),
         weight_decay=config.alpha_weight_decay,
+        fused=True,
     )
 
 

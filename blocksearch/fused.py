@@ -1,0 +1,682 @@
+"""A mixed cell on a CPU, several times faster than op by op, with the same result.
+
+A supernet is bound by passes over memory and by slow gradients of depthwise convolutions, not by
+arithmetic. Here a whole cell is one autograd function over the loops of `kernels.c`:
+
+- The input of an edge is read once, activated on the way, for all ops that leave a state; a
+  depthwise convolution never leaves the cache before its pointwise one has read it.
+- The BatchNorms of a node fold into its gated sum. Of z, with mean m and 1 / std r over n pixels,
+  b r (z - m) is an affine map, and with gradient g on it, S1 = sum g and S2 = sum g z, the gradient
+  on z is one as well: alpha g + beta z + gamma with alpha = b r, beta = -b r^3 (S2 - m S1) / n and
+  gamma = -b r S1 / n - beta m. So no normalised output and no gradient of one is ever stored.
+- Pools, which have no weights, are computed once per state. Backward, depthwise outputs are
+  computed again rather than kept, and only if the weights want a gradient.
+
+What an op must be to run here is told by its type (`ops.Separable`, pools, identity); any other op
+runs in PyTorch inside the same function. Where the kernels cannot run (no C compiler, a GPU,
+another dtype, a transform of `torch.func`), cells take their plain path. A second derivative needs
+the plain path too: `with plain_path():`.
+"""
+
+import ctypes
+import hashlib
+import math
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from blocksearch.ops import Op, Separable
+
+SOURCE = Path(__file__).with_name("kernels.c")
+SWITCH = "PARETOBLOCKS_KERNELS"  # set to 0, the plain path runs
+DTYPES = {torch.float32: ("float", "int"), torch.float64: ("double", "long")}
+MAX_KERNEL = 7
+
+_plain = False
+
+
+@contextmanager
+def plain_path() -> Iterator[None]:
+    """Make cells run in plain PyTorch, for second derivatives or to compare."""
+    global _plain
+    before, _plain = _plain, True
+    try:
+        yield
+    finally:
+        _plain = before
+
+
+def fits(state: Tensor) -> bool:
+    """Tell whether the kernels can run a cell on `state` (B, C, H, W)."""
+    return (
+        not _plain
+        and os.environ.get(SWITCH) != "0"
+        and state.device.type == "cpu"
+        and state.dtype in DTYPES
+        and state.shape[1] % 4 == 0
+        and not torch._C._are_functorch_transforms_active()
+        and library(state.dtype, _lanes(state.shape[1])) is not None
+    )
+
+
+UNIT = np.dtype(  # `Unit` of kernels.c
+    [
+        *((name, "u8") for name in ("x", "scale", "shift", "dw", "pw", "z", "mean", "rstd")),
+        *((name, "u8") for name in ("g", "coef", "gdw", "gpw", "gx", "gx_coef")),
+        ("ldx", "i8"),
+        ("ldg", "i8"),
+        ("kernel", "i4"),
+        ("dilation", "i4"),
+    ]
+)
+
+
+class _Shape(ctypes.Structure):
+    """`Shape` of kernels.c."""
+
+    _fields_ = [
+        (name, ctypes.c_int)
+        for name in ("batch", "height", "width", "channels", "stride", "pad", "threads")
+    ]
+
+
+@cache
+def library(dtype: torch.dtype, lanes: int) -> ctypes.CDLL | None:
+    """Compile `kernels.c` for this processor, once per user, and load it.
+
+    Returns:
+        None, after one warning, where that fails.
+    """
+    try:
+        kernels = ctypes.CDLL(str(_compile(dtype, lanes)))
+    except (OSError, subprocess.SubprocessError) as error:
+        _warn(str(getattr(error, "stderr", "") or error))
+        return None
+    pointer, number, whole = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+    for name, types in {
+        "forward_units": [pointer, whole, _Shape, ctypes.c_double],
+        "backward_units": [pointer, whole, _Shape],
+        "forward_pointwise": [*[pointer] * 5, whole, number, *[whole] * 3, ctypes.c_double],
+        "backward_pointwise": [*[pointer] * 7, whole, number, *[whole] * 3],
+        "forward_pool": [pointer, number, whole, *[pointer] * 3, _Shape, ctypes.c_double],
+        "backward_pool": [pointer, number, whole, *[pointer] * 2, _Shape],
+        "weighted_sum": [*[pointer] * 4, whole, pointer, number, whole, number, whole, whole],
+        "node_gradient": [*[pointer] * 5, whole, *[pointer] * 3, whole, number, whole, whole],
+    }.items():
+        function = getattr(kernels, name)
+        function.argtypes, function.restype = types, None
+    return kernels
+
+
+@cache
+def _warn(reason: str) -> None:
+    lines = reason.strip().splitlines()
+    warnings.warn(
+        f"no compiled kernels ({lines[-1] if lines else 'unknown'}): block search runs in plain "
+        "PyTorch, with the same result but several times slower; a C compiler with OpenMP helps",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def _compile(dtype: torch.dtype, lanes: int) -> Path:
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if not compiler:
+        raise OSError("no C compiler")
+    real, integer = DTYPES[dtype]
+    flags = ["-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp"]
+    flags += ["-shared", "-fPIC", f"-DREAL={real}", f"-DINT={integer}", f"-DLANES={lanes}"]
+    identity = (SOURCE.read_text(), flags, compiler, platform.machine(), _processor())
+    name = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paretoblocks"
+    path = root / f"kernels-{name}.so"
+    if not path.exists():
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(dir=root) as folder:
+            built = Path(folder) / path.name
+            command = [compiler, *flags, str(SOURCE), "-o", str(built), "-lm"]
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+            os.replace(built, path)
+    return path
+
+
+@cache
+def _processor() -> str:
+    """The instructions that this processor knows, since a cache may be shared between machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def _lanes(channels: int) -> int:
+    """Numbers of one vector: as wide as the processor has them, and a divisor of `channels`."""
+    widest = 16 if " avx512f" in _processor() else 8
+    return next(lanes for lanes in (16, 8, 4) if lanes <= widest and channels % lanes == 0)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One active op on one edge: what it adds to a node of the cell."""
+
+    source: int
+    node: int
+    op: Op
+
+
+class CellPlan:
+    """What a cell runs, in the order in which the kernels take it; made once for each set of ops.
+
+    Args:
+        terms: The active ops, grouped by node.
+        inputs: Number of input states.
+        nodes: Number of nodes N.
+        stride: 2 in a cell that halves the resolution of its inputs.
+    """
+
+    def __init__(self, terms: Sequence[Term], inputs: int, nodes: int, stride: int):
+        self.terms, self.inputs, self.nodes, self.stride = list(terms), inputs, nodes, stride
+        self.parameters = [p for term in terms for p in term.op.parameters()]
+        sizes = [p.numel() for p in self.parameters]
+        self.sizes = sizes
+        first = dict(zip(self.parameters, np.cumsum([0, *sizes]).tolist(), strict=False))
+        self.leaving = [_Leaving(self.terms, s, first) for s in range(inputs + nodes)]
+        arriving = [[t for t, term in enumerate(terms) if term.node == n] for n in range(nodes)]
+        self.arriving = [slice(a[0], a[-1] + 1) if a else slice(0) for a in arriving]
+        self.has_norm = np.array([term.op.norm is not None for term in terms])
+        self.node_of = np.array([term.node for term in terms])
+        norms = [term.op.norm for term in terms if term.op.norm is not None]
+        self.eps = norms[0].eps if norms else 0.0
+
+
+class _Leaving:
+    """The terms that read one state, by the way they are computed."""
+
+    def __init__(self, terms: list[Term], source: int, first: dict[nn.Parameter, int]):
+        by_type: dict[type[nn.Module] | None, list[int]] = {}
+        for t, term in enumerate(terms):
+            if term.source == source:
+                by_type.setdefault(_type_of(term.op), []).append(t)
+        self.skips = by_type.get(nn.Identity, [])
+        self.others = by_type.get(None, [])
+        self.pools = [
+            (is_max, by_type[pool])
+            for is_max, pool in ((True, nn.MaxPool2d), (False, nn.AvgPool2d))
+            if pool in by_type
+        ]
+        separable = by_type.get(Separable, [])
+        self.layers = []
+        for depth in (0, 1):
+            layer = _Layer(terms, separable, depth, first)
+            if layer.terms:
+                self.layers.append(layer)
+
+
+class _Layer:
+    """The first or the second units of the separable ops that leave one state."""
+
+    def __init__(
+        self,
+        terms: list[Term],
+        separable: list[int],
+        depth: int,
+        first: dict[nn.Parameter, int],
+    ):
+        bodies = {t: cast(Separable, terms[t].op.body).convolutions for t in separable}
+        self.terms = [t for t in separable if len(bodies[t]) > 2 * depth]
+        self.last = np.array([len(bodies[t]) == 2 * depth + 2 for t in self.terms], dtype=bool)
+        self.before = [separable.index(t) for t in self.terms]  # its place in the layer before
+        self.depthwise = [bodies[t][2 * depth] for t in self.terms]
+        self.pointwise = [bodies[t][2 * depth + 1] for t in self.terms]
+        self.pad = max((cast(int, conv.padding[0]) for conv in self.depthwise), default=0)
+        self.units = np.zeros(len(self.terms), UNIT)
+        self.units["kernel"] = [conv.kernel_size[0] for conv in self.depthwise]
+        self.units["dilation"] = [conv.dilation[0] for conv in self.depthwise]
+        self.offsets = np.array(
+            [
+                [first[cast(nn.Parameter, conv.weight)] for conv in convs]
+                for convs in (self.depthwise, self.pointwise)
+            ],
+            dtype=np.uint64,
+        )
+        self.last_terms = [t for t, last in zip(self.terms, self.last, strict=True) if last]
+        self.last_places = [k for k, last in enumerate(self.last) if last]
+
+
+def _type_of(op: Op) -> type[nn.Module] | None:
+    """The type by which the kernels know a body; None leaves it to PyTorch."""
+    body = op.body
+    if isinstance(body, nn.Identity) and not op.relu and op.norm is None:
+        return nn.Identity
+    if op.norm is None:
+        return None
+    if isinstance(body, Separable) and op.relu:
+        return Separable if body.convolutions[0].kernel_size[0] <= MAX_KERNEL else None
+    if isinstance(body, nn.MaxPool2d) and not op.relu:
+        form: tuple[object, ...] = (body.kernel_size, body.padding, body.dilation)
+        return nn.MaxPool2d if form == (3, 1, 1) else None
+    if isinstance(body, nn.AvgPool2d) and not op.relu:
+        form = (body.kernel_size, body.padding, body.count_include_pad)
+        return nn.AvgPool2d if form == (3, 1, False) else None
+    return None
+
+
+def mixed_cell(plan: CellPlan, states: list[Tensor], weight: Tensor, slope: Tensor) -> Tensor:
+    """Compute a mixed cell.
+
+    Args:
+        plan: What the cell runs; T terms.
+        states: The input states, (B, C, H, W).
+        weight: What multiplies each op's output, (T, C).
+        slope: What multiplies the gradient into each op, (T, C); `weight` by the chain rule.
+
+    Returns:
+        All nodes, (B, N * C, H', W') in channels_last.
+
+    Raises:
+        ValueError: If a channel has one value only, which has no variance.
+    """
+    batch, _, height, width = states[0].shape
+    if batch * -(-height // plan.stride) * -(-width // plan.stride) == 1:
+        raise ValueError(f"expected more than 1 value per channel, got {tuple(states[0].shape)}")
+    states = [state.contiguous(memory_format=torch.channels_last) for state in states]
+    run = _Run(plan, slope.detach().contiguous(), states[0])
+    return cast(Tensor, _MixedCell.apply(run, weight, *states, *plan.parameters))
+
+
+class _MixedCell(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, run: "_Run", weight: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.run = run
+        ctx.save_for_backward(*tensors[: run.plan.inputs])
+        return run.forward(list(tensors[: run.plan.inputs]), weight.detach())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.run is None:
+            raise RuntimeError(
+                "a fused cell went backward a second time; run the forward pass under "
+                "blocksearch.fused.plain_path() for that"
+            )
+        weights_too = any(ctx.needs_input_grad[2 + ctx.run.plan.inputs :])
+        result = ctx.run.backward(list(ctx.saved_tensors), grad, weights_too)
+        ctx.run = None  # frees what the forward pass kept
+        return None, *result
+
+
+class _Pixels(NamedTuple):
+    """A tensor (B, H, W, C) as the kernels see it: where it starts, how far its pixels stand."""
+
+    tensor: Tensor
+    pointer: int
+    distance: int
+
+
+def _dense(tensor: Tensor) -> _Pixels:
+    return _Pixels(tensor, tensor.data_ptr(), tensor.shape[-1])
+
+
+class _Outputs(NamedTuple):
+    """What the units of a layer put out: z (n, B, H, W, C), mean and 1 / std of each (n, 2, C)."""
+
+    z: Tensor
+    stats: Tensor
+
+
+class _Run:
+    """One pass through one cell: what the forward pass keeps, and the gradients from it."""
+
+    def __init__(self, plan: CellPlan, slope: Tensor, state: Tensor):
+        self.plan, self.slope = plan, slope
+        self.batch, self.channels, *self.side = state.shape
+        self.node_side = [-(-side // plan.stride) for side in self.side]
+        self.kernels = cast(ctypes.CDLL, library(state.dtype, _lanes(self.channels)))
+        self.threads = torch.get_num_threads()
+        self.row = self.channels * state.element_size()  # bytes of a vector (C,)
+        count = len(plan.terms)
+        self.pointers = np.zeros(count, np.uint64)  # of every term's output before its BatchNorm
+        self.distances = np.full(count, self.channels)  # between its pixels
+        self.stats = state.new_zeros(count, 2, self.channels)  # its mean and 1 / std
+        self.stats[:, 1] = 1.0
+        self.layers: list[list[_Outputs]] = []  # of every source
+        self.folds: dict[int, Tensor] = {}  # of a source's second units: scale and shift before
+        self.kept: dict[int, Tensor] = {}  # outputs of pools and of other ops, by term
+        self.graphs: dict[int, tuple[Tensor, Tensor]] = {}  # of the ops that PyTorch computes
+        self.out = state.new_empty(self.batch, *self.node_side, plan.nodes * self.channels)
+
+    # ---- forward
+
+    def forward(self, states: list[Tensor], weight: Tensor) -> Tensor:
+        """Return all nodes, (B, N * C, H', W')."""
+        for source, leaving in enumerate(self.plan.leaving):
+            if source >= self.plan.inputs:
+                self._gated_sum(source - self.plan.inputs, weight)
+            x = self._state(source, states)
+            self._separable_outputs(source, leaving, x)
+            self._pool_outputs(source, leaving, x)
+            self._other_outputs(leaving, x)
+        return self.out.permute(0, 3, 1, 2)
+
+    def _gated_sum(self, node: int, weight: Tensor) -> None:
+        chosen, out = self.plan.arriving[node], self._state(self.plan.inputs + node, [])
+        if chosen.stop == 0:
+            out.tensor.zero_()
+            return
+        scale = weight[chosen] * self.stats[chosen, 1]
+        shift = -(scale * self.stats[chosen, 0]).sum(dim=0)
+        self._weighted_sum(self.pointers[chosen], self.distances[chosen], scale, shift, out)
+
+    def _separable_outputs(self, source: int, leaving: _Leaving, x: _Pixels) -> None:
+        outputs: list[_Outputs] = []
+        for depth, layer in enumerate(leaving.layers):
+            new = _Outputs(self._new(len(layer.terms)), self._vectors(len(layer.terms), 2))
+            if depth:
+                mean, rstd = outputs[0].stats[layer.before].unbind(1)
+                self.folds[source] = torch.stack([rstd, -mean * rstd], dim=1)
+            outputs.append(new)
+            units = self._units(source, depth, layer, outputs, x)
+            shape = self._shape(source, depth, layer.pad)
+            self.kernels.forward_units(units.ctypes.data, len(units), shape, self.plan.eps)
+            self.pointers[layer.last_terms] = units["z"][layer.last]
+            self.stats[layer.last_terms] = new.stats[layer.last_places]
+        self.layers.append(outputs)
+
+    def _pool_outputs(self, source: int, leaving: _Leaving, x: _Pixels) -> None:
+        for is_max, terms in leaving.pools:
+            z, stats = self._new(1), self._vectors(1, 2)
+            self.kernels.forward_pool(
+                x.pointer,
+                x.distance,
+                is_max,
+                z.data_ptr(),
+                stats.data_ptr(),
+                stats.data_ptr() + self.row,
+                self._shape(source),
+                self.plan.eps,
+            )
+            self.kept[terms[0]] = z
+            self.pointers[terms] = z.data_ptr()
+            self.stats[terms] = stats
+
+    def _other_outputs(self, leaving: _Leaving, x: _Pixels) -> None:
+        if leaving.skips:
+            self.pointers[leaving.skips] = x.pointer
+            self.distances[leaving.skips] = x.distance
+        for t in leaving.others:
+            op = self.plan.terms[t].op
+            state = x.tensor.permute(0, 3, 1, 2).detach().requires_grad_()
+            with torch.enable_grad():
+                z = op.body(torch.relu(state) if op.relu else state)
+                z = z.contiguous(memory_format=torch.channels_last)
+            self.graphs[t] = state, z
+            self.kept[t] = values = z.detach().permute(0, 2, 3, 1)
+            self.pointers[t] = values.data_ptr()
+            if op.norm is not None:
+                var, mean = torch.var_mean(values, dim=(0, 1, 2), correction=0)
+                self.stats[t] = torch.stack([mean, (var + op.norm.eps).rsqrt()])
+
+    # ---- backward
+
+    def backward(
+        self, states: list[Tensor], grad: Tensor, weights_too: bool
+    ) -> tuple[Tensor | None, ...]:
+        """Return the gradients on the gates (T, C), the input states, and the ops' parameters."""
+        self.gate_grads = torch.zeros_like(self.slope)
+        self.coef = self._vectors(len(self.plan.terms), 3).zero_()
+        by_node = torch.split(grad.permute(0, 2, 3, 1), self.channels, dim=3)
+        grads = [s.new_zeros(self.batch, *self.side, self.channels) for s in states]
+        grads += [g.clone(memory_format=torch.contiguous_format) for g in by_node]
+        self.grads = [_dense(g) for g in grads]
+        pointers = np.array([g.pointer for g in self.grads], np.uint64)
+        self.node_grads = pointers[self.plan.inputs + self.plan.node_of]  # what reaches each term
+        self.weight_grads = self.slope.new_zeros(sum(self.plan.sizes)) if weights_too else None
+        parts: list[Tensor | None] = [None] * len(self.plan.sizes)
+        if self.weight_grads is not None:
+            flat = torch.split(self.weight_grads, self.plan.sizes)
+            parts = [f.view(p.shape) for f, p in zip(flat, self.plan.parameters, strict=True)]
+        by_parameter = dict(zip(self.plan.parameters, parts, strict=True))
+        for source, leaving in reversed(list(enumerate(self.plan.leaving))):
+            x = self._state(source, states)
+            self._separable_gradient(source, leaving, x)
+            self._pool_gradient(source, leaving, x)
+            self._other_gradient(source, leaving, by_parameter)
+            if source >= self.plan.inputs:
+                self._gated_sum_gradient(source - self.plan.inputs)
+        return self.gate_grads, *[g.permute(0, 3, 1, 2) for g in grads[: self.plan.inputs]], *parts
+
+    def _gated_sum_gradient(self, node: int) -> None:
+        chosen = self.plan.arriving[node]
+        if chosen.stop == 0:
+            return
+        pointers, distances = self.pointers[chosen], self.distances[chosen]
+        means = _rows(self.stats, 2 * self.row)[chosen] * self.plan.has_norm[chosen]
+        rstds = means + self.row
+        self.kernels.node_gradient(
+            pointers.ctypes.data,
+            distances.ctypes.data,
+            means.ctypes.data,
+            rstds.ctypes.data,
+            self.slope[chosen].data_ptr(),
+            len(pointers),
+            self.grads[self.plan.inputs + node].pointer,
+            self.gate_grads[chosen].data_ptr(),
+            self.coef[chosen].data_ptr(),
+            self.batch,
+            math.prod(self.node_side),
+            self.channels,
+            self.threads,
+        )
+
+    def _separable_gradient(self, source: int, leaving: _Leaving, x: _Pixels) -> None:
+        between: tuple[np.ndarray, np.ndarray] | None = None
+        for depth, layer in reversed(list(enumerate(leaving.layers))):
+            units = self._units(source, depth, layer, self.layers[source], x)
+            units["g"] = self.node_grads[layer.terms]
+            units["coef"] = _rows(self.coef, 3 * self.row)[layer.terms]
+            units["ldg"] = self.channels
+            if self.weight_grads is not None:
+                size = self.weight_grads.element_size()
+                units["gdw"], units["gpw"] = self.weight_grads.data_ptr() + layer.offsets * size
+            if depth:
+                buffers, coefs = self._new(len(units)), self._vectors(len(units), 3)
+                units["gx"] = _rows(buffers, self._image_bytes())
+                units["gx_coef"] = _rows(coefs, 3 * self.row)
+                between = units["gx"].copy(), units["gx_coef"].copy()
+            else:
+                if between is not None:
+                    places = leaving.layers[1].before
+                    units["g"][places], units["coef"][places] = between
+                units["gx"][-1] = self.grads[source].pointer
+            shape = self._shape(source, depth, layer.pad)
+            self.kernels.backward_units(units.ctypes.data, len(units), shape)
+
+    def _pool_gradient(self, source: int, leaving: _Leaving, x: _Pixels) -> None:
+        for is_max, terms in leaving.pools:
+            grad, coef = self._new(1), self.coef[terms]
+            scale = torch.cat([coef[:, 0], coef[:, 1].sum(dim=0, keepdim=True)])
+            pointers = np.append(self.node_grads[terms], self.pointers[terms[0]])
+            distances = np.full(len(pointers), self.channels)
+            shift = coef[:, 2].sum(dim=0)
+            self._weighted_sum(pointers, distances, scale, shift, _dense(grad[0]))
+            self.kernels.backward_pool(
+                x.pointer,
+                x.distance,
+                is_max,
+                grad.data_ptr(),
+                self.grads[source].pointer,
+                self._shape(source),
+            )
+
+    def _other_gradient(
+        self, source: int, leaving: _Leaving, weight_grads: dict[nn.Parameter, Tensor | None]
+    ) -> None:
+        if leaving.skips:
+            pointers = self.node_grads[leaving.skips]
+            distances, out = np.full(len(pointers), self.channels), self.grads[source]
+            self._weighted_sum(pointers, distances, self.coef[leaving.skips, 0], None, out)
+        for t in leaving.others:
+            state, z = self.graphs.pop(t)
+            grad = torch.empty_like(self.kept[t])
+            pointers = np.array([self.node_grads[t], self.pointers[t]])
+            distances = np.full(2, self.channels)
+            coef = self.coef[t]
+            self._weighted_sum(pointers, distances, coef[:2], coef[2], _dense(grad))
+            weights = list(self.plan.terms[t].op.parameters())
+            if self.weight_grads is None:
+                weights = []
+            found = torch.autograd.grad(z, [state, *weights], grad.permute(0, 3, 1, 2))
+            self.grads[source].tensor.add_(found[0].permute(0, 2, 3, 1))
+            for weight, value in zip(weights, found[1:], strict=True):
+                cast(Tensor, weight_grads[weight]).copy_(value)
+
+    # ---- what both share
+
+    def _state(self, source: int, states: list[Tensor]) -> _Pixels:
+        if source < self.plan.inputs:
+            pixels = states[source].permute(0, 2, 3, 1)
+            return _Pixels(pixels, pixels.data_ptr(), self.channels)
+        node = source - self.plan.inputs
+        pixels = self.out[..., node * self.channels : (node + 1) * self.channels]
+        return _Pixels(pixels, pixels.data_ptr(), self.out.shape[-1])
+
+    def _new(self, count: int) -> Tensor:
+        """Room for `count` batches of a node's size, (count, B, H', W', C)."""
+        return self.stats.new_empty(count, self.batch, *self.node_side, self.channels)
+
+    def _vectors(self, *shape: int) -> Tensor:
+        return self.stats.new_empty(*shape, self.channels)
+
+    def _image_bytes(self) -> int:
+        return self.batch * math.prod(self.node_side) * self.row
+
+    def _shape(self, source: int, depth: int = 0, pad: int = 0) -> _Shape:
+        """The shape of what an op reads: an input of the cell, or something of a node's size."""
+        from_input = source < self.plan.inputs and depth == 0
+        side, stride = (self.side, self.plan.stride) if from_input else (self.node_side, 1)
+        return _Shape(self.batch, *side, self.channels, stride, pad, self.threads)
+
+    def _units(
+        self, source: int, depth: int, layer: _Layer, outputs: list[_Outputs], x: _Pixels
+    ) -> np.ndarray:
+        """The units of a layer with all that the forward pass knows of them."""
+        units = layer.units.copy()
+        units["x"], units["ldx"] = x.pointer, x.distance
+        if depth:
+            folds = _rows(self.folds[source], 2 * self.row)
+            units["x"] = _rows(outputs[0].z, self._image_bytes())[layer.before]
+            units["scale"], units["shift"] = folds, folds + self.row
+            units["ldx"] = self.channels
+        units["dw"] = [conv.weight.data_ptr() for conv in layer.depthwise]
+        units["pw"] = [conv.weight.data_ptr() for conv in layer.pointwise]
+        units["z"] = _rows(outputs[depth].z, self._image_bytes())
+        units["mean"] = _rows(outputs[depth].stats, 2 * self.row)
+        units["rstd"] = units["mean"] + self.row
+        return units
+
+    def _weighted_sum(
+        self,
+        pointers: np.ndarray,
+        distances: np.ndarray,
+        coef: Tensor,
+        bias: Tensor | None,
+        out: _Pixels,
+    ) -> None:
+        """Write bias + sum_k coef[k] tensor[k] into `out`; without a bias, add it there."""
+        coef = coef.contiguous()
+        self.kernels.weighted_sum(
+            pointers.ctypes.data,
+            distances.ctypes.data,
+            coef.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            len(pointers),
+            out.pointer,
+            out.distance,
+            bias is None,
+            math.prod(out.tensor.shape[:-1]),
+            self.channels,
+            self.threads,
+        )
+
+
+def relu_conv_bn(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """ReLU, 1x1 convolution and BatchNorm without parameters, in one function.
+
+    Args:
+        x: (B, K, H, W).
+        weight: (C, K, 1, 1).
+        eps: Added to the variance.
+
+    Returns:
+        (B, C, H, W) in channels_last.
+    """
+    x = x.contiguous(memory_format=torch.channels_last)
+    return cast(Tensor, _ReluConvBn.apply(x, weight, eps))
+
+
+class _ReluConvBn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        batch, into, height, width = x.shape
+        if batch * height * width == 1:
+            raise ValueError(f"expected more than 1 value per channel, got {tuple(x.shape)}")
+        ctx.sizes = batch, height * width, into, len(weight), torch.get_num_threads()
+        ctx.kernels = library(x.dtype, _lanes(math.gcd(into, len(weight))))
+        z, out = (x.new_empty(batch, height, width, len(weight)) for _ in range(2))
+        stats = x.new_empty(2, len(weight))
+        mean, rstd = stats.unbind()
+        addresses = [tensor.data_ptr() for tensor in (x, weight, z, mean, rstd)]
+        ctx.kernels.forward_pointwise(*addresses, *ctx.sizes, eps)
+        ctx.save_for_backward(x, weight, z, stats)
+        torch.addcmul(-mean * rstd, z, rstd, out=out)
+        return out.permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, z, stats = ctx.saved_tensors
+        batch, pixels, _, channels, threads = ctx.sizes
+        g = grad.permute(0, 2, 3, 1).contiguous()
+        slope, unused, coef = x.new_ones(channels), x.new_empty(channels), x.new_empty(3, channels)
+        term = [np.array([a], np.uint64) for a in (z.data_ptr(), *_rows(stats, stats[0].nbytes))]
+        distance = np.array([channels])
+        ctx.kernels.node_gradient(
+            term[0].ctypes.data,
+            distance.ctypes.data,
+            term[1].ctypes.data,
+            term[2].ctypes.data,
+            slope.data_ptr(),
+            1,
+            *(tensor.data_ptr() for tensor in (g, unused, coef)),
+            batch,
+            pixels,
+            channels,
+            threads,
+        )
+        gx = torch.empty_like(x)
+        gw = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        addresses = [tensor.data_ptr() for tensor in (x, weight, z, g, coef, gx)]
+        ctx.kernels.backward_pointwise(
+            *addresses, None if gw is None else gw.data_ptr(), *ctx.sizes
+        )
+        return gx, gw, None
+
+
+def _rows(tensor: Tensor, size: int) -> np.ndarray:
+    """Addresses of the rows of a dense tensor that are `size` bytes long."""
+    return tensor.data_ptr() + np.arange(len(tensor), dtype=np.uint64) * np.uint64(size)
