@@ -19,6 +19,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #define MAX_KERNEL 7
 #define TILE_PIXELS 64 /* rows are taken together up to this many pixels */
+#define SUM_PIXELS 256 /* pixels between two additions in double precision */
 
 typedef REAL vec __attribute__((vector_size(LANES * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
 typedef INT mask __attribute__((vector_size(LANES * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
@@ -591,8 +592,8 @@ EXPORT void node_gradient(const REAL *const *z, const long *ld, const REAL *cons
     if (!sums) abort();
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int i = 0; i < batch; i++)
-        for (long first = 0; first < pixels; first += TILE_PIXELS) {
-            int count = first + TILE_PIXELS <= pixels ? TILE_PIXELS : (int)(pixels - first);
+        for (long first = 0; first < pixels; first += SUM_PIXELS) {
+            int count = first + SUM_PIXELS <= pixels ? SUM_PIXELS : (int)(pixels - first);
             const REAL *from = g + (i * pixels + first) * C;
             for (int k = 0; k <= n; k++)
                 for (int c = 0; c < C; c += LANES) {

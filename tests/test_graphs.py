@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from recorded import RecordedGraphs
 from torch import nn
 
 import evaluation.training
@@ -12,36 +13,6 @@ from evaluation.graphs import CapturedStep, graphs_for
 from evaluation.training import TrainConfig, WeightUpdate, seeded_model, train
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-
-
-class FakeGraphs:
-    """Captures as CUDA does: nothing is done at the capture, a replay fills the same tensors."""
-
-    def __init__(self, *state, error=None):
-        self.state = state  # all tensors that the step changes
-        self.error = error
-        self.ran = self.captured = self.replayed = 0
-
-    def run(self, step):
-        self.ran += 1
-        return step()
-
-    def capture(self, step):
-        self.captured += 1
-        if self.error is not None:
-            raise self.error
-        before = [tensor.detach().clone() for tensor in self.state]
-        outputs = step()
-        with torch.no_grad():
-            for tensor, old in zip(self.state, before, strict=True):
-                tensor.copy_(old)
-
-        def replay():
-            self.replayed += 1
-            for name, tensor in step().items():
-                outputs[name].copy_(tensor)
-
-        return replay, outputs
 
 
 class Counter:
@@ -82,7 +53,7 @@ def test_a_cpu_has_no_graphs():
 @pytest.mark.parametrize("eager_steps", [0, 1, 3])
 def test_each_call_is_one_step_and_what_it_returned_stays(eager_steps):
     plain, step = Counter(), Counter()
-    graphs = FakeGraphs(step.total)
+    graphs = RecordedGraphs(lambda: [step.total])
     wrapped = CapturedStep(step, graphs, eager_steps)
     expected = [plain(*inputs(number)) for number in range(7)]
     got = [wrapped(*inputs(number)) for number in range(7)]
@@ -93,7 +64,7 @@ def test_each_call_is_one_step_and_what_it_returned_stays(eager_steps):
 
 def test_the_time_of_the_capture_is_told_once_there_was_one():
     step = Counter()
-    wrapped = CapturedStep(step, FakeGraphs(step.total), eager_steps=1)
+    wrapped = CapturedStep(step, RecordedGraphs(lambda: [step.total]), eager_steps=1)
     wrapped(*inputs(1))
     assert wrapped.capture_s is None
     wrapped(*inputs(1))
@@ -105,7 +76,7 @@ def test_the_time_of_the_capture_is_told_once_there_was_one():
 
 def test_inputs_of_another_shape_or_type_run_eagerly_and_the_graph_stays():
     plain, step = Counter(), Counter()
-    graphs = FakeGraphs(step.total)
+    graphs = RecordedGraphs(lambda: [step.total])
     wrapped = CapturedStep(step, graphs, eager_steps=1)
     calls = [inputs(1), inputs(2), inputs(3, count=5), inputs(4)]
     calls.append(tuple(tensor.double() for tensor in inputs(5)))
@@ -118,7 +89,7 @@ def test_inputs_of_another_shape_or_type_run_eagerly_and_the_graph_stays():
 
 def test_changing_an_input_afterwards_does_not_reach_the_graph():
     plain, step = Counter(), Counter()
-    wrapped = CapturedStep(step, FakeGraphs(step.total), eager_steps=0)
+    wrapped = CapturedStep(step, RecordedGraphs(lambda: [step.total]), eager_steps=0)
     for number in range(3):
         x, y = inputs(number)
         expected = plain(x, y)
@@ -130,7 +101,7 @@ def test_changing_an_input_afterwards_does_not_reach_the_graph():
 
 def test_a_step_that_cannot_be_captured_goes_on_eagerly_after_one_warning():
     plain, step = Counter(), Counter()
-    graphs = FakeGraphs(error=RuntimeError("operation not permitted\nlong explanation"))
+    graphs = RecordedGraphs(list, RuntimeError("operation not permitted\nlong explanation"))
     wrapped = CapturedStep(step, graphs, eager_steps=2)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -144,13 +115,25 @@ def test_a_step_that_cannot_be_captured_goes_on_eagerly_after_one_warning():
     assert wrapped.capture_s is None
 
 
+def test_a_tensor_that_the_step_reads_moves_after_the_capture_and_a_number_does_not():
+    tensor, number = torch.tensor(1.0), 1.0
+    wrapped = CapturedStep(
+        lambda x: {"tensor": x * tensor, "number": x * number}, RecordedGraphs(list), eager_steps=0
+    )
+    wrapped(torch.tensor(3.0))
+    tensor.fill_(2.0)
+    number = 2.0
+    second = wrapped(torch.tensor(5.0))
+    assert (second["tensor"], second["number"]) == (10.0, 5.0)
+
+
 def test_an_error_of_the_step_itself_is_not_hidden():
     def broken(x):
         raise RuntimeError("shapes do not fit")
 
     with pytest.raises(RuntimeError, match="shapes do not fit"):
-        CapturedStep(broken, FakeGraphs())(torch.ones(1))
-    wrapped = CapturedStep(broken, FakeGraphs(), eager_steps=0)
+        CapturedStep(broken, RecordedGraphs(list))(torch.ones(1))
+    wrapped = CapturedStep(broken, RecordedGraphs(list), eager_steps=0)
     with (
         pytest.warns(RuntimeWarning, match="shapes"),
         pytest.raises(RuntimeError, match="shapes do not fit"),
@@ -200,31 +183,25 @@ def trained(device="cpu"):
     return model.state_dict(), losses
 
 
-def test_a_training_whose_steps_are_replayed_equals_the_eager_one(monkeypatch):
+def changed_by(update):
+    """All tensors that an update of the weights changes."""
+    momenta = [state["momentum_buffer"] for state in update.optimizer.state.values()]
+    return [*update.model.state_dict().values(), *momenta]
+
+
+def test_a_training_whose_steps_are_replayed_equals_the_eager_one_bit_for_bit(monkeypatch):
     expected, expected_losses = trained()
-    used = []
-
-    class Graphs(FakeGraphs):
-        def capture(self, step):
-            self.state = (*update.model.state_dict().values(), *momenta(update))
-            return super().capture(step)
-
-    def momenta(update):
-        return [state["momentum_buffer"] for state in update.optimizer.state.values()]
+    updates = []
 
     class Watched(WeightUpdate):
         def __init__(self, *args, **kwargs):
-            nonlocal update
             super().__init__(*args, **kwargs)
-            update = self
+            updates.append(self)
 
-    update = None
+    graphs = RecordedGraphs(lambda: changed_by(updates[0]))
     monkeypatch.setattr(evaluation.training, "WeightUpdate", Watched)
-    monkeypatch.setattr(
-        evaluation.training, "graphs_for", lambda device: used.append(Graphs()) or used[-1]
-    )
+    monkeypatch.setattr(evaluation.training, "graphs_for", lambda device: graphs)
     got, losses = trained()
-    (graphs,) = used
     assert (graphs.ran, graphs.captured, graphs.replayed) == (3, 1, 3 * 4 - 3)
     assert losses == expected_losses
     assert all(torch.equal(got[name], expected[name]) for name in expected)
