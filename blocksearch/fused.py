@@ -23,6 +23,7 @@ import hashlib
 import math
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -37,7 +38,6 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from blocksearch.ops import Op, Separable
 
@@ -104,7 +104,8 @@ def library(dtype: torch.dtype, lanes: int) -> ctypes.CDLL | None:
     try:
         kernels = ctypes.CDLL(str(_compile(dtype, lanes)))
     except (OSError, subprocess.SubprocessError) as error:
-        _warn(str(getattr(error, "stderr", "") or error))
+        if not _warn.cache_info().currsize:  # once, whatever the next reason
+            _warn(str(getattr(error, "stderr", "") or error))
         return None
     pointer, number, whole = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
     for name, types in {
@@ -134,9 +135,10 @@ def _warn(reason: str) -> None:
 
 
 def _compile(dtype: torch.dtype, lanes: int) -> Path:
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if not compiler:
+    found = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if not found:
         raise OSError("no C compiler")
+    compiler = shlex.split(found)
     real, integer = DTYPES[dtype]
     flags = ["-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp"]
     flags += ["-shared", "-fPIC", f"-DREAL={real}", f"-DINT={integer}", f"-DLANES={lanes}"]
@@ -148,7 +150,7 @@ def _compile(dtype: torch.dtype, lanes: int) -> Path:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=root) as folder:
             built = Path(folder) / path.name
-            command = [compiler, *flags, str(SOURCE), "-o", str(built), "-lm"]
+            command = [*compiler, *flags, str(SOURCE), "-o", str(built), "-lm"]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
             os.replace(built, path)
     return path
@@ -179,6 +181,9 @@ class Term:
     op: Op
 
 
+Places = dict[tuple[nn.Module, str], int]
+
+
 class CellPlan:
     """What a cell runs, in the order in which the kernels take it; made once for each set of ops.
 
@@ -191,11 +196,16 @@ class CellPlan:
 
     def __init__(self, terms: Sequence[Term], inputs: int, nodes: int, stride: int):
         self.terms, self.inputs, self.nodes, self.stride = list(terms), inputs, nodes, stride
-        self.parameters = [p for term in terms for p in term.op.parameters()]
-        sizes = [p.numel() for p in self.parameters]
-        self.sizes = sizes
-        first = dict(zip(self.parameters, np.cumsum([0, *sizes]).tolist(), strict=False))
-        self.leaving = [_Leaving(self.terms, s, first) for s in range(inputs + nodes)]
+        self.holders = [
+            (module, name)
+            for term in terms
+            for module in term.op.modules()
+            for name, _ in module.named_parameters(recurse=False)
+        ]
+        self.place = {holder: k for k, holder in enumerate(self.holders)}
+        self.sizes = [p.numel() for p in self.parameters()]
+        first = np.cumsum([0, *self.sizes])
+        self.leaving = [_Leaving(self.terms, s, self.place, first) for s in range(inputs + nodes)]
         arriving = [[t for t, term in enumerate(terms) if term.node == n] for n in range(nodes)]
         self.arriving = [slice(a[0], a[-1] + 1) if a else slice(0) for a in arriving]
         self.has_norm = np.array([term.op.norm is not None for term in terms])
@@ -203,11 +213,20 @@ class CellPlan:
         norms = [term.op.norm for term in terms if term.op.norm is not None]
         self.eps = norms[0].eps if norms else 0.0
 
+    def parameters(self) -> list[Tensor]:
+        """Return those of the ops at this moment; a module may be given others."""
+        return [cast(Tensor, module._parameters[name]) for module, name in self.holders]
+
+    def places(self, term: Term) -> list[int]:
+        """Where `parameters` has those of a term."""
+        modules = set(term.op.modules())
+        return [k for k, (module, _) in enumerate(self.holders) if module in modules]
+
 
 class _Leaving:
     """The terms that read one state, by the way they are computed."""
 
-    def __init__(self, terms: list[Term], source: int, first: dict[nn.Parameter, int]):
+    def __init__(self, terms: list[Term], source: int, place: Places, first: np.ndarray):
         by_type: dict[type[nn.Module] | None, list[int]] = {}
         for t, term in enumerate(terms):
             if term.source == source:
@@ -222,7 +241,7 @@ class _Leaving:
         separable = by_type.get(Separable, [])
         self.layers = []
         for depth in (0, 1):
-            layer = _Layer(terms, separable, depth, first)
+            layer = _Layer(terms, separable, depth, place, first)
             if layer.terms:
                 self.layers.append(layer)
 
@@ -231,11 +250,7 @@ class _Layer:
     """The first or the second units of the separable ops that leave one state."""
 
     def __init__(
-        self,
-        terms: list[Term],
-        separable: list[int],
-        depth: int,
-        first: dict[nn.Parameter, int],
+        self, terms: list[Term], separable: list[int], depth: int, place: Places, first: np.ndarray
     ):
         bodies = {t: cast(Separable, terms[t].op.body).convolutions for t in separable}
         self.terms = [t for t in separable if len(bodies[t]) > 2 * depth]
@@ -243,17 +258,18 @@ class _Layer:
         self.before = [separable.index(t) for t in self.terms]  # its place in the layer before
         self.depthwise = [bodies[t][2 * depth] for t in self.terms]
         self.pointwise = [bodies[t][2 * depth + 1] for t in self.terms]
+        self.places = np.array(
+            [
+                [place[conv, "weight"] for conv in convs]
+                for convs in (self.depthwise, self.pointwise)
+            ],
+            dtype=int,
+        )
         self.pad = max((cast(int, conv.padding[0]) for conv in self.depthwise), default=0)
         self.units = np.zeros(len(self.terms), UNIT)
         self.units["kernel"] = [conv.kernel_size[0] for conv in self.depthwise]
         self.units["dilation"] = [conv.dilation[0] for conv in self.depthwise]
-        self.offsets = np.array(
-            [
-                [first[cast(nn.Parameter, conv.weight)] for conv in convs]
-                for convs in (self.depthwise, self.pointwise)
-            ],
-            dtype=np.uint64,
-        )
+        self.offsets = first[self.places].astype(np.uint64)
         self.last_terms = [t for t, last in zip(self.terms, self.last, strict=True) if last]
         self.last_places = [k for k, last in enumerate(self.last) if last]
 
@@ -295,29 +311,42 @@ def mixed_cell(plan: CellPlan, states: list[Tensor], weight: Tensor, slope: Tens
     if batch * -(-height // plan.stride) * -(-width // plan.stride) == 1:
         raise ValueError(f"expected more than 1 value per channel, got {tuple(states[0].shape)}")
     states = [state.contiguous(memory_format=torch.channels_last) for state in states]
+    weight, slope = weight.to(states[0].dtype), slope.to(states[0].dtype)
     run = _Run(plan, slope.detach().contiguous(), states[0])
-    return cast(Tensor, _MixedCell.apply(run, weight, *states, *plan.parameters))
+    return cast(Tensor, _MixedCell.apply(run, weight, *states, *plan.parameters()))
 
 
 class _MixedCell(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: "_Run", weight: Tensor, *tensors: Tensor) -> Tensor:
         ctx.run = run
-        ctx.save_for_backward(*tensors[: run.plan.inputs])
-        return run.forward(list(tensors[: run.plan.inputs]), weight.detach())
+        ctx.save_for_backward(*tensors)
+        states, weights = list(tensors[: run.plan.inputs]), list(tensors[run.plan.inputs :])
+        return run.forward(states, weight.detach(), weights)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.run is None:
             raise RuntimeError(
                 "a fused cell went backward a second time; run the forward pass under "
                 "blocksearch.fused.plain_path() for that"
             )
-        weights_too = any(ctx.needs_input_grad[2 + ctx.run.plan.inputs :])
-        result = ctx.run.backward(list(ctx.saved_tensors), grad, weights_too)
+        _refuse_second_derivative()
+        inputs = ctx.run.plan.inputs
+        weights_too = any(ctx.needs_input_grad[2 + inputs :])
+        states, weights = list(ctx.saved_tensors[:inputs]), list(ctx.saved_tensors[inputs:])
+        result = ctx.run.backward(states, grad, weights, weights_too)
         ctx.run = None  # frees what the forward pass kept
         return None, *result
+
+
+def _refuse_second_derivative() -> None:
+    # once_differentiable would let autograd.grad drop the terms that it does not know.
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "a fused cell has no second derivative; run the forward pass under "
+            "blocksearch.fused.plain_path() for create_graph=True"
+        )
 
 
 class _Pixels(NamedTuple):
@@ -362,8 +391,9 @@ class _Run:
 
     # ---- forward
 
-    def forward(self, states: list[Tensor], weight: Tensor) -> Tensor:
+    def forward(self, states: list[Tensor], weight: Tensor, weights: list[Tensor]) -> Tensor:
         """Return all nodes, (B, N * C, H', W')."""
+        self.weights = [w.contiguous() for w in weights]
         for source, leaving in enumerate(self.plan.leaving):
             if source >= self.plan.inputs:
                 self._gated_sum(source - self.plan.inputs, weight)
@@ -434,7 +464,7 @@ class _Run:
     # ---- backward
 
     def backward(
-        self, states: list[Tensor], grad: Tensor, weights_too: bool
+        self, states: list[Tensor], grad: Tensor, weights: list[Tensor], weights_too: bool
     ) -> tuple[Tensor | None, ...]:
         """Return the gradients on the gates (T, C), the input states, and the ops' parameters."""
         self.gate_grads = torch.zeros_like(self.slope)
@@ -449,13 +479,12 @@ class _Run:
         parts: list[Tensor | None] = [None] * len(self.plan.sizes)
         if self.weight_grads is not None:
             flat = torch.split(self.weight_grads, self.plan.sizes)
-            parts = [f.view(p.shape) for f, p in zip(flat, self.plan.parameters, strict=True)]
-        by_parameter = dict(zip(self.plan.parameters, parts, strict=True))
+            parts = [f.view(w.shape) for f, w in zip(flat, weights, strict=True)]
         for source, leaving in reversed(list(enumerate(self.plan.leaving))):
             x = self._state(source, states)
             self._separable_gradient(source, leaving, x)
             self._pool_gradient(source, leaving, x)
-            self._other_gradient(source, leaving, by_parameter)
+            self._other_gradient(source, leaving, weights, parts)
             if source >= self.plan.inputs:
                 self._gated_sum_gradient(source - self.plan.inputs)
         return self.gate_grads, *[g.permute(0, 3, 1, 2) for g in grads[: self.plan.inputs]], *parts
@@ -524,7 +553,7 @@ class _Run:
             )
 
     def _other_gradient(
-        self, source: int, leaving: _Leaving, weight_grads: dict[nn.Parameter, Tensor | None]
+        self, source: int, leaving: _Leaving, weights: list[Tensor], parts: list[Tensor | None]
     ) -> None:
         if leaving.skips:
             pointers = self.node_grads[leaving.skips]
@@ -537,13 +566,13 @@ class _Run:
             distances = np.full(2, self.channels)
             coef = self.coef[t]
             self._weighted_sum(pointers, distances, coef[:2], coef[2], _dense(grad))
-            weights = list(self.plan.terms[t].op.parameters())
-            if self.weight_grads is None:
-                weights = []
-            found = torch.autograd.grad(z, [state, *weights], grad.permute(0, 3, 1, 2))
+            learning = [k for k in self.plan.places(self.plan.terms[t]) if weights[k].requires_grad]
+            found = torch.autograd.grad(
+                z, [state, *[weights[k] for k in learning]], grad.permute(0, 3, 1, 2)
+            )
             self.grads[source].tensor.add_(found[0].permute(0, 2, 3, 1))
-            for weight, value in zip(weights, found[1:], strict=True):
-                cast(Tensor, weight_grads[weight]).copy_(value)
+            for k, value in zip(learning, found[1:], strict=True):
+                cast(Tensor, parts[k]).copy_(value)
 
     # ---- what both share
 
@@ -582,8 +611,9 @@ class _Run:
             units["x"] = _rows(outputs[0].z, self._image_bytes())[layer.before]
             units["scale"], units["shift"] = folds, folds + self.row
             units["ldx"] = self.channels
-        units["dw"] = [conv.weight.data_ptr() for conv in layer.depthwise]
-        units["pw"] = [conv.weight.data_ptr() for conv in layer.pointwise]
+        units["dw"], units["pw"] = [
+            [self.weights[k].data_ptr() for k in places] for places in layer.places
+        ]
         units["z"] = _rows(outputs[depth].z, self._image_bytes())
         units["mean"] = _rows(outputs[depth].stats, 2 * self.row)
         units["rstd"] = units["mean"] + self.row
@@ -626,7 +656,7 @@ def relu_conv_bn(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         (B, C, H, W) in channels_last.
     """
     x = x.contiguous(memory_format=torch.channels_last)
-    return cast(Tensor, _ReluConvBn.apply(x, weight, eps))
+    return cast(Tensor, _ReluConvBn.apply(x, weight.contiguous(), eps))
 
 
 class _ReluConvBn(torch.autograd.Function):
@@ -647,8 +677,8 @@ class _ReluConvBn(torch.autograd.Function):
         return out.permute(0, 3, 1, 2)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivative()
         x, weight, z, stats = ctx.saved_tensors
         batch, pixels, _, channels, threads = ctx.sizes
         g = grad.permute(0, 2, 3, 1).contiguous()

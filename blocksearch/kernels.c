@@ -177,12 +177,12 @@ static void matmul_weights(const REAL *g, const REAL *d, REAL *gw, int n, int M,
         }
 }
 
-/* Adds sum z and sum z z of n pixels (n, C) to sum (2, C). */
-static void add_moments(const REAL *z, REAL *sum, int n, int C) {
+/* Adds sum (z - pivot) and sum (z - pivot)^2 of n pixels (n, C) to sum (2, C). */
+static void add_moments(const REAL *z, const REAL *pivot, REAL *sum, int n, int C) {
     for (int c = 0; c < C; c += LANES) {
-        vec m = load(sum + c), q = load(sum + C + c);
+        vec p = load(pivot + c), m = load(sum + c), q = load(sum + C + c);
         for (int x = 0; x < n; x++) {
-            vec v = load(z + x * (long)C + c);
+            vec v = load(z + x * (long)C + c) - p;
             m += v;
             q += v * v;
         }
@@ -191,17 +191,19 @@ static void add_moments(const REAL *z, REAL *sum, int n, int C) {
     }
 }
 
-/* Mean and 1 / std from the sums of every image, which stand `step` apart. */
-static void moments(const REAL *sums, size_t step, int batch, double count, double eps, int C, REAL *mean,
-                    REAL *rstd) {
+/* Mean and 1 / std over a batch of z (dense), whose images have the sums (2, C) that stand `step` apart,
+ * each about its own first pixel: a sum of squares about 0 would cancel where the mean is large. */
+static void moments(const REAL *z, const REAL *sums, size_t step, int batch, long pixels, double eps, int C,
+                    REAL *mean, REAL *rstd) {
     for (int c = 0; c < C; c++) {
         double m = 0, q = 0;
+        for (int b = 0; b < batch; b++) m += z[b * pixels * C + c] + sums[b * step + c] / (double)pixels;
+        m /= batch;
         for (int b = 0; b < batch; b++) {
-            m += sums[b * step + c];
-            q += sums[b * step + C + c];
+            double s = sums[b * step + c], off = z[b * pixels * C + c] + s / pixels - m;
+            q += sums[b * step + C + c] - s * s / pixels + pixels * off * off;
         }
-        m /= count;
-        q = q / count - m * m;
+        q /= (double)batch * pixels;
         mean[c] = (REAL)m;
         rstd[c] = (REAL)(1.0 / sqrt((q > 0 ? q : q != q ? q : 0) + eps));
     }
@@ -297,12 +299,12 @@ EXPORT void forward_units(const Unit *units, int n, Shape s, double eps) {
                 REAL *z = u->z + ((size_t)b * Ho + y) * Wo * C;
                 depthwise_rows(u, &s, in, dw, d, y, count);
                 matmul(d, pw, z, pixels, C, C);
-                add_moments(z, sum, pixels, C);
+                add_moments(z, u->z + (size_t)b * Ho * Wo * C, sum, pixels, C);
             }
         }
     }
     for (int k = 0; k < n; k++)
-        moments(sums + (size_t)k * 2 * C, (size_t)n * 2 * C, s.batch, (double)s.batch * Ho * Wo, eps, C,
+        moments(units[k].z, sums + (size_t)k * 2 * C, (size_t)n * 2 * C, s.batch, (long)Ho * Wo, eps, C,
                 units[k].mean, units[k].rstd);
     free(sums);
     free(packed);
@@ -439,10 +441,10 @@ EXPORT void forward_pointwise(const REAL *x, const REAL *w, REAL *z, REAL *mean,
             const REAL *from = x + (b * pixels + first) * K;
             for (int i = 0; i < n * K; i += LANES) store(a + i, relu(load(from + i)));
             matmul(a, packed, z + (b * pixels + first) * C, n, K, C);
-            add_moments(z + (b * pixels + first) * C, sums + (size_t)b * 2 * C, n, C);
+            add_moments(z + (b * pixels + first) * C, z + b * pixels * C, sums + (size_t)b * 2 * C, n, C);
         }
     }
-    moments(sums, (size_t)2 * C, batch, (double)batch * pixels, eps, C, mean, rstd);
+    moments(z, sums, (size_t)2 * C, batch, pixels, eps, C, mean, rstd);
     free(sums);
     free(packed);
 }
@@ -499,11 +501,12 @@ EXPORT void forward_pool(const REAL *x, long ldx, int is_max, REAL *z, REAL *mea
                     }
                 if (!is_max) a /= (REAL)((bottom - top) * (right - left));
                 store(z + ((size_t)b * Ho * Wo + p) * C + c, a);
+                a -= load(z + (size_t)b * Ho * Wo * C + c);
                 store(sum + c, load(sum + c) + a);
                 store(sum + C + c, load(sum + C + c) + a * a);
             }
         }
-    moments(sums, (size_t)2 * C, s.batch, (double)s.batch * Ho * Wo, eps, C, mean, rstd);
+    moments(z, sums, (size_t)2 * C, s.batch, (long)Ho * Wo, eps, C, mean, rstd);
     free(sums);
 }
 
