@@ -118,7 +118,7 @@ def library(dtype: torch.dtype, lanes: int) -> ctypes.CDLL | None:
         "weighted_sum": [*[pointer] * 4, whole, pointer, number, whole, number, whole, whole],
         "node_gradient": [*[pointer] * 5, whole, *[pointer] * 3, whole, number, whole, whole],
     }.items():
-        function = getattr(kernels, name)
+        function = kernels[name]
         function.argtypes, function.restype = types, None
     return kernels
 
