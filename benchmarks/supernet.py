@@ -35,7 +35,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from textbook import TextbookSupernet  # noqa: E402
 
-from blocksearch import fused  # noqa: E402
+from blocksearch import kernels  # noqa: E402
 from blocksearch.engine import SearchSetup, WeightConfig  # noqa: E402
 from blocksearch.ops import DARTS_OPS  # noqa: E402
 from blocksearch.relaxation import Gates  # noqa: E402
@@ -205,7 +205,7 @@ def compare(channels: int, cells: int, batch: int, device: str, rounds: int) -> 
         "textbook_peak_memory_mib": peaks["textbook"],
         "images_per_s": 2 * batch / production_s,
         "warm_up_s": warm_up_s,
-        "kernels": device == "cpu" and fused.fits(torch.empty(1, channels, 1, 1)),
+        "kernels": device == "cpu" and kernels.fits(torch.empty(1, channels, 1, 1)),
         "channels": channels,
         "cells": cells,
         "batch": batch,

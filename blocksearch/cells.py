@@ -5,8 +5,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from blocksearch import fused
-from blocksearch.ops import Op, Zero, build_op, factorized_reduce, relu_conv_bn
+from blocksearch import fused, kernels
+from blocksearch.ops import Zero, build_op, factorized_reduce, relu_conv_bn
 from blocksearch.relaxation import Gates
 from blocksearch.space import Cell, SearchSpace
 
@@ -27,21 +27,7 @@ class CellInputs(nn.Module):
 
     def forward(self, s0: Tensor, s1: Tensor) -> list[Tensor]:
         """Map the two outputs to two states (B, C, H, W)."""
-        return [_run(self.first, s0), _run(self.second, s1)]
-
-
-def _run(op: Op, x: Tensor) -> Tensor:
-    """Apply an op; by the kernels, where it is `relu_conv_bn` without BatchNorm parameters."""
-    body, norm = op.body, op.norm
-    if (
-        isinstance(body, nn.Conv2d)
-        and norm is not None
-        and not norm.affine
-        and body.out_channels % 4 == 0
-        and fused.fits(x)
-    ):
-        return fused.relu_conv_bn(x, body.weight, norm.eps)
-    return cast(Tensor, op(x))
+        return [fused.run_op(self.first, s0), fused.run_op(self.second, s1)]
 
 
 class MixedCell(nn.Module):
@@ -88,7 +74,7 @@ class MixedCell(nn.Module):
         """
         states = self.inputs(s0, s1)
         active = self._active(gates, kind)
-        if active and fused.fits(states[0]):
+        if active and kernels.fits(states[0]):
             return self._fused(states, gates, kind, active)
         return self._plain(states, gates, kind, active)
 
@@ -178,9 +164,9 @@ class DiscreteCell(nn.Module):
     def forward(self, s0: Tensor, s1: Tensor) -> Tensor:
         """Map (B, C0, H0, W0) and (B, C1, H, W) to (B, N * C, H', W'), all nodes concatenated."""
         states = self.inputs(s0, s1)
-        ops = iter(self.edges)
+        ops: Any = iter(self.edges)
         for node in self.cell.nodes:
-            states.append(_sum([next(ops)(states[edge.source]) for edge in node]))
+            states.append(_sum([fused.run_op(next(ops), states[edge.source]) for edge in node]))
         return torch.cat(states[self.cell.inputs :], dim=1)
 
 

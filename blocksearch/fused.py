@@ -1,7 +1,7 @@
-"""A mixed cell on a CPU, several times faster than op by op, with the same result.
+"""Cells on a CPU, several times faster than op by op, with the same result.
 
 A supernet is bound by passes over memory and by slow gradients of depthwise convolutions, not by
-arithmetic. Here a whole cell is one autograd function over the loops of `kernels.c`:
+arithmetic. Here a whole mixed cell is one autograd function over the loops of `kernels.c`:
 
 - The input of an edge is read once, activated on the way, for all ops that leave a state; a
   depthwise convolution never leaves the cache before its pointwise one has read it.
@@ -13,163 +13,23 @@ arithmetic. Here a whole cell is one autograd function over the loops of `kernel
   computed again rather than kept, and only if the weights want a gradient.
 
 What an op must be to run here is told by its type (`ops.Separable`, pools, identity); any other op
-runs in PyTorch inside the same function. Where the kernels cannot run (no C compiler, a GPU,
-another dtype, a transform of `torch.func`), cells take their plain path. A second derivative needs
-the plain path too: `with plain_path():`.
+runs in PyTorch inside the same function. A second derivative needs the plain path:
+`with kernels.plain_path():`. The ops of found cells train unit by unit on the same loops.
 """
 
-import ctypes
-import hashlib
 import math
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from blocksearch import kernels
+from blocksearch.kernels import MAX_KERNEL, UNIT, Shape, lanes_of, library
 from blocksearch.ops import Op, Separable
-
-SOURCE = Path(__file__).with_name("kernels.c")
-SWITCH = "PARETOBLOCKS_KERNELS"  # set to 0, the plain path runs
-DTYPES = {torch.float32: ("float", "int"), torch.float64: ("double", "long")}
-MAX_KERNEL = 7
-
-_plain = False
-
-
-@contextmanager
-def plain_path() -> Iterator[None]:
-    """Make cells run in plain PyTorch, for second derivatives or to compare."""
-    global _plain
-    before, _plain = _plain, True
-    try:
-        yield
-    finally:
-        _plain = before
-
-
-def fits(state: Tensor) -> bool:
-    """Tell whether the kernels can run a cell on `state` (B, C, H, W)."""
-    return (
-        not _plain
-        and os.environ.get(SWITCH) != "0"
-        and state.device.type == "cpu"
-        and state.dtype in DTYPES
-        and state.shape[1] % 4 == 0
-        and not torch._C._are_functorch_transforms_active()
-        and library(state.dtype, _lanes(state.shape[1])) is not None
-    )
-
-
-UNIT = np.dtype(  # `Unit` of kernels.c
-    [
-        *((name, "u8") for name in ("x", "scale", "shift", "dw", "pw", "z", "mean", "rstd")),
-        *((name, "u8") for name in ("g", "coef", "gdw", "gpw", "gx", "gx_coef")),
-        ("ldx", "i8"),
-        ("ldg", "i8"),
-        ("kernel", "i4"),
-        ("dilation", "i4"),
-    ]
-)
-
-
-class _Shape(ctypes.Structure):
-    """`Shape` of kernels.c."""
-
-    _fields_ = [
-        (name, ctypes.c_int)
-        for name in ("batch", "height", "width", "channels", "stride", "pad", "threads")
-    ]
-
-
-@cache
-def library(dtype: torch.dtype, lanes: int) -> ctypes.CDLL | None:
-    """Compile `kernels.c` for this processor, once per user, and load it.
-
-    Returns:
-        None, after one warning, where that fails.
-    """
-    try:
-        kernels = ctypes.CDLL(str(_compile(dtype, lanes)))
-    except (OSError, subprocess.SubprocessError) as error:
-        if not _warn.cache_info().currsize:  # once, whatever the next reason
-            _warn(str(getattr(error, "stderr", "") or error))
-        return None
-    pointer, number, whole = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
-    for name, types in {
-        "forward_units": [pointer, whole, _Shape, ctypes.c_double],
-        "backward_units": [pointer, whole, _Shape],
-        "forward_pointwise": [*[pointer] * 5, whole, number, *[whole] * 3, ctypes.c_double],
-        "backward_pointwise": [*[pointer] * 7, whole, number, *[whole] * 3],
-        "forward_pool": [pointer, number, whole, *[pointer] * 3, _Shape, ctypes.c_double],
-        "backward_pool": [pointer, number, whole, *[pointer] * 2, _Shape],
-        "weighted_sum": [*[pointer] * 4, whole, pointer, number, whole, number, whole, whole],
-        "node_gradient": [*[pointer] * 5, whole, *[pointer] * 3, whole, number, whole, whole],
-    }.items():
-        function = kernels[name]
-        function.argtypes, function.restype = types, None
-    return kernels
-
-
-@cache
-def _warn(reason: str) -> None:
-    lines = reason.strip().splitlines()
-    warnings.warn(
-        f"no compiled kernels ({lines[-1] if lines else 'unknown'}): block search runs in plain "
-        "PyTorch, with the same result but several times slower; a C compiler with OpenMP helps",
-        RuntimeWarning,
-        stacklevel=2,
-    )
-
-
-def _compile(dtype: torch.dtype, lanes: int) -> Path:
-    found = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if not found:
-        raise OSError("no C compiler")
-    compiler = shlex.split(found)
-    real, integer = DTYPES[dtype]
-    flags = ["-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp"]
-    flags += ["-shared", "-fPIC", f"-DREAL={real}", f"-DINT={integer}", f"-DLANES={lanes}"]
-    identity = (SOURCE.read_text(), flags, compiler, platform.machine(), _processor())
-    name = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paretoblocks"
-    path = root / f"kernels-{name}.so"
-    if not path.exists():
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=root) as folder:
-            built = Path(folder) / path.name
-            command = [*compiler, *flags, str(SOURCE), "-o", str(built), "-lm"]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-            os.replace(built, path)
-    return path
-
-
-@cache
-def _processor() -> str:
-    """The instructions that this processor knows, since a cache may be shared between machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
-
-
-def _lanes(channels: int) -> int:
-    """Numbers of one vector: as wide as the processor has them, and a divisor of `channels`."""
-    widest = 16 if " avx512f" in _processor() else 8
-    return next(lanes for lanes in (16, 8, 4) if lanes <= widest and channels % lanes == 0)
 
 
 @dataclass(frozen=True)
@@ -329,7 +189,7 @@ class _MixedCell(torch.autograd.Function):
         if ctx.run is None:
             raise RuntimeError(
                 "a fused cell went backward a second time; run the forward pass under "
-                "blocksearch.fused.plain_path() for that"
+                "blocksearch.kernels.plain_path() for that"
             )
         _refuse_second_derivative()
         inputs = ctx.run.plan.inputs
@@ -345,7 +205,7 @@ def _refuse_second_derivative() -> None:
     if torch.is_grad_enabled():
         raise RuntimeError(
             "a fused cell has no second derivative; run the forward pass under "
-            "blocksearch.fused.plain_path() for create_graph=True"
+            "blocksearch.kernels.plain_path() for create_graph=True"
         )
 
 
@@ -375,7 +235,7 @@ class _Run:
         self.plan, self.slope = plan, slope
         self.batch, self.channels, *self.side = state.shape
         self.node_side = [-(-side // plan.stride) for side in self.side]
-        self.kernels = cast(ctypes.CDLL, library(state.dtype, _lanes(self.channels)))
+        self.kernels = cast(SimpleNamespace, library(state.dtype, lanes_of(self.channels)))
         self.threads = torch.get_num_threads()
         self.row = self.channels * state.element_size()  # bytes of a vector (C,)
         count = len(plan.terms)
@@ -594,11 +454,11 @@ class _Run:
     def _image_bytes(self) -> int:
         return self.batch * math.prod(self.node_side) * self.row
 
-    def _shape(self, source: int, depth: int = 0, pad: int = 0) -> _Shape:
+    def _shape(self, source: int, depth: int = 0, pad: int = 0) -> Shape:
         """The shape of what an op reads: an input of the cell, or something of a node's size."""
         from_input = source < self.plan.inputs and depth == 0
         side, stride = (self.side, self.plan.stride) if from_input else (self.node_side, 1)
-        return _Shape(self.batch, *side, self.channels, stride, pad, self.threads)
+        return Shape(self.batch, *side, self.channels, stride, pad, self.threads)
 
     def _units(
         self, source: int, depth: int, layer: _Layer, outputs: list[_Outputs], x: _Pixels
@@ -644,46 +504,89 @@ class _Run:
         )
 
 
-def relu_conv_bn(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """ReLU, 1x1 convolution and BatchNorm without parameters, in one function.
+class Unit(NamedTuple):
+    """What a unit is made of: ReLU, a depthwise convolution or none, a 1x1 one, BatchNorm."""
 
-    Args:
-        x: (B, K, H, W).
-        weight: (C, K, 1, 1).
-        eps: Added to the variance.
+    pointwise: nn.Conv2d
+    norm: nn.BatchNorm2d
+    depthwise: nn.Conv2d | None = None
 
-    Returns:
-        (B, C, H, W) in channels_last.
-    """
-    x = x.contiguous(memory_format=torch.channels_last)
-    return cast(Tensor, _ReluConvBn.apply(x, weight.contiguous(), eps))
+    def fits(self, x: Tensor) -> bool:
+        """Tell whether `run` can take the place of the modules."""
+        uses_batch = self.norm.training or not self.norm.track_running_stats
+        return uses_batch and self.pointwise.out_channels % 4 == 0 and kernels.fits(x)
+
+    def run(self, x: Tensor) -> Tensor:
+        """Map (B, K, H, W) to (B, C, H', W') in channels_last, as the modules do in training."""
+        norm, x = self.norm, x.contiguous(memory_format=torch.channels_last)
+        depthwise = None if self.depthwise is None else self.depthwise.weight.contiguous()
+        weights = self.pointwise.weight.contiguous(), depthwise
+        out, mean, rstd = _Unit.apply(x, *weights, norm.weight, norm.bias, self)
+        if norm.training and norm.track_running_stats:
+            self._remember(mean, rstd, out.numel() // len(mean))
+        return cast(Tensor, out)
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, rstd: Tensor, count: int) -> None:
+        """Move the running statistics towards those of a batch with `count` values a channel."""
+        norm = self.norm
+        var = (rstd**-2 - norm.eps) * (count / (count - 1))
+        cast(Tensor, norm.num_batches_tracked).add_(1)
+        cast(Tensor, norm.running_mean).lerp_(mean, cast(float, norm.momentum))
+        cast(Tensor, norm.running_var).lerp_(var, cast(float, norm.momentum))
 
 
-class _ReluConvBn(torch.autograd.Function):
+class _Unit(torch.autograd.Function):
+    """A unit as one function; weights (C, K, 1, 1), (K, 1, k, k) or None, and those of the norm."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        batch, into, height, width = x.shape
-        if batch * height * width == 1:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        pointwise: Tensor,
+        depthwise: Tensor | None,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        unit: Unit,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        channels, into, stride = *pointwise.shape[:2], 1
+        if unit.depthwise is not None:
+            stride = unit.depthwise.stride[0]
+        batch, _, height, width = x.shape
+        side = -(-height // stride), -(-width // stride)
+        if batch * math.prod(side) == 1:
             raise ValueError(f"expected more than 1 value per channel, got {tuple(x.shape)}")
-        ctx.sizes = batch, height * width, into, len(weight), torch.get_num_threads()
-        ctx.kernels = library(x.dtype, _lanes(math.gcd(into, len(weight))))
-        z, out = (x.new_empty(batch, height, width, len(weight)) for _ in range(2))
-        stats = x.new_empty(2, len(weight))
-        mean, rstd = stats.unbind()
-        addresses = [tensor.data_ptr() for tensor in (x, weight, z, mean, rstd)]
-        ctx.kernels.forward_pointwise(*addresses, *ctx.sizes, eps)
-        ctx.save_for_backward(x, weight, z, stats)
-        torch.addcmul(-mean * rstd, z, rstd, out=out)
-        return out.permute(0, 3, 1, 2)
+        ctx.unit, ctx.kernels = unit, library(x.dtype, lanes_of(math.gcd(into, channels)))
+        ctx.sizes = batch, math.prod(side), into, channels, torch.get_num_threads()
+        z, out = (x.new_empty(batch, *side, channels) for _ in range(2))
+        mean, rstd = x.new_empty(2, channels).unbind()
+        if depthwise is None:
+            pointers = [tensor.data_ptr() for tensor in (x, pointwise, z, mean, rstd)]
+            ctx.kernels.forward_pointwise(*pointers, *ctx.sizes, unit.norm.eps)
+        else:
+            described = _describe(x, pointwise, depthwise, z, mean, rstd, unit)
+            shape = _unit_shape(x, unit)
+            ctx.kernels.forward_units(described.ctypes.data, 1, shape, unit.norm.eps)
+        ctx.save_for_backward(x, pointwise, depthwise, gamma, z, mean, rstd)
+        scale = rstd if gamma is None else rstd * gamma
+        shift = -mean * scale if beta is None else torch.addcmul(beta, mean, scale, value=-1)
+        torch.addcmul(shift, z, scale, out=out)
+        ctx.mark_non_differentiable(mean, rstd)
+        return out.permute(0, 3, 1, 2), mean, rstd
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_second_derivative()
-        x, weight, z, stats = ctx.saved_tensors
+        x, pointwise, depthwise, gamma, z, mean, rstd = ctx.saved_tensors
         batch, pixels, _, channels, threads = ctx.sizes
         g = grad.permute(0, 2, 3, 1).contiguous()
-        slope, unused, coef = x.new_ones(channels), x.new_empty(channels), x.new_empty(3, channels)
-        term = [np.array([a], np.uint64) for a in (z.data_ptr(), *_rows(stats, stats[0].nbytes))]
+        slope, d_gamma, coef = (
+            x.new_ones(channels),
+            torch.empty_like(mean),
+            x.new_empty(3, channels),
+        )
+        slope = slope if gamma is None else gamma.contiguous()
+        term = [np.array([tensor.data_ptr()], np.uint64) for tensor in (z, mean, rstd)]
         distance = np.array([channels])
         ctx.kernels.node_gradient(
             term[0].ctypes.data,
@@ -692,19 +595,85 @@ class _ReluConvBn(torch.autograd.Function):
             term[2].ctypes.data,
             slope.data_ptr(),
             1,
-            *(tensor.data_ptr() for tensor in (g, unused, coef)),
+            *(tensor.data_ptr() for tensor in (g, d_gamma, coef)),
             batch,
             pixels,
             channels,
             threads,
         )
+        weights_too = ctx.needs_input_grad[1]
         gx = torch.empty_like(x)
-        gw = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        addresses = [tensor.data_ptr() for tensor in (x, weight, z, g, coef, gx)]
-        ctx.kernels.backward_pointwise(
-            *addresses, None if gw is None else gw.data_ptr(), *ctx.sizes
+        g_pointwise = torch.zeros_like(pointwise) if weights_too else None
+        g_depthwise = None
+        if depthwise is None:
+            pointers = [tensor.data_ptr() for tensor in (x, pointwise, z, g, coef, gx)]
+            g_pointer = None if g_pointwise is None else g_pointwise.data_ptr()
+            ctx.kernels.backward_pointwise(*pointers, g_pointer, *ctx.sizes)
+        else:
+            described = _describe(x, pointwise, depthwise, z, mean, rstd, ctx.unit)
+            described["g"], described["ldg"] = g.data_ptr(), channels
+            described["coef"], described["gx"] = coef.data_ptr(), gx.zero_().data_ptr()
+            if g_pointwise is not None:
+                g_depthwise = torch.zeros_like(depthwise)
+                described["gpw"], described["gdw"] = g_pointwise.data_ptr(), g_depthwise.data_ptr()
+            ctx.kernels.backward_units(described.ctypes.data, 1, _unit_shape(x, ctx.unit))
+        d_beta = g.sum(dim=(0, 1, 2)) if ctx.needs_input_grad[4] else None
+        return gx, g_pointwise, g_depthwise, None if gamma is None else d_gamma, d_beta, None
+
+
+def _describe(
+    x: Tensor,
+    pointwise: Tensor,
+    depthwise: Tensor,
+    z: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    unit: Unit,
+) -> np.ndarray:
+    described = np.zeros(1, UNIT)
+    named = {"x": x, "pw": pointwise, "dw": depthwise, "z": z, "mean": mean, "rstd": rstd}
+    for name, tensor in named.items():
+        described[name] = tensor.data_ptr()
+    described["ldx"] = x.shape[1]
+    described["kernel"] = depthwise.shape[-1]
+    described["dilation"] = cast(nn.Conv2d, unit.depthwise).dilation[0]
+    return described
+
+
+def _unit_shape(x: Tensor, unit: Unit) -> Shape:
+    batch, channels, height, width = x.shape
+    conv = cast(nn.Conv2d, unit.depthwise)
+    pad = cast(int, conv.padding[0])
+    return Shape(batch, height, width, channels, conv.stride[0], pad, torch.get_num_threads())
+
+
+def units_of(op: Op) -> list[Unit] | None:
+    """The units that an op is made of, one after the other; None if it is of another form."""
+    if not op.relu or op.norm is None:
+        return None
+    if isinstance(op.body, nn.Conv2d):
+        form = op.body.kernel_size, op.body.stride, op.body.groups, op.body.bias
+        return [Unit(op.body, op.norm)] if form == ((1, 1), (1, 1), 1, None) else None
+    if not isinstance(op.body, Separable) or op.body.convolutions[0].kernel_size[0] > MAX_KERNEL:
+        return None
+    convolutions = op.body.convolutions
+    norms = [layer for layer in op.body if isinstance(layer, nn.BatchNorm2d)] + [op.norm]
+    return [
+        Unit(pointwise, norm, depthwise)
+        for depthwise, pointwise, norm in zip(
+            convolutions[::2], convolutions[1::2], norms, strict=True
         )
-        return gx, gw, None
+    ]
+
+
+def run_op(op: Op, x: Tensor) -> Tensor:
+    """Compute `op(x)`, unit by unit where the kernels can, else as it is."""
+    units = units_of(op)
+    if units is None or not all(unit.fits(x) for unit in units):
+        return cast(Tensor, op(x))
+    for unit in units:
+        x = unit.run(x)
+    return x
 
 
 def _rows(tensor: Tensor, size: int) -> np.ndarray:

@@ -125,7 +125,7 @@ def test_an_inactive_op_does_not_run_and_gets_no_gradient(plain, monkeypatch):
         active[1][at] = True
     active[0] = True  # another kind's mask must not matter
     weight = torch.rand(2, 5, 4, dtype=torch.float64)
-    with fused.plain_path() if plain else nullcontext():
+    with kernels.plain_path() if plain else nullcontext():
         mixed(*states(halve_first=False), Gates(weight, active), 1).square().sum().backward()
     assert sorted(ran) == chosen  # each once
     for op, at in place.items():

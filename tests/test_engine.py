@@ -288,7 +288,7 @@ def test_the_shared_weight_accuracy_runs_only_the_ops_of_the_cells(plain, monkey
         return kernels(plan, *rest)
 
     monkeypatch.setattr(fused, "mixed_cell", spy)
-    with fused.plain_path() if plain else nullcontext():
+    with kernels.plain_path() if plain else nullcontext():
         shared_weight_accuracy(supernet, cells_of("dws_conv_3x3"), grey_split(8, 8))
     assert ran == ["dws_conv_3x3"] * 4
 

@@ -17,7 +17,7 @@ from textbook import TextbookSupernet
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from blocksearch import fused
+from blocksearch import fused, kernels
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS, OPS, Op, batch_norm, build_op
 from blocksearch.relaxation import Gates
 from blocksearch.space import SearchSpace
@@ -66,7 +66,7 @@ def make_gates(space: SearchSpace, form: str = "all") -> Gates:
 
 
 def path(plain: bool):
-    return fused.plain_path() if plain else nullcontext()
+    return kernels.plain_path() if plain else nullcontext()
 
 
 def gradients(net: nn.Module, gates: Gates, images: Tensor) -> list[Tensor]:
@@ -387,7 +387,7 @@ def test_a_second_derivative_on_the_plain_path_is_that_of_finite_differences():
         (first,) = torch.autograd.grad(loss, alphas, create_graph=create_graph)
         return (first * along_alphas).sum()
 
-    with fused.plain_path():
+    with kernels.plain_path():
         second = torch.autograd.grad(slope(True), [alphas, conv])
         for tensor, direction, found in zip(
             (alphas, conv), (along_alphas, along_conv), second, strict=True
@@ -414,7 +414,7 @@ def test_weights_given_by_functional_call_are_those_that_learn(cells_run):
     loss = functional_call(net, given, (images, gates)).square().sum()
     assert len(cells_run) == 1
     found = torch.autograd.grad(loss, list(given.values()), materialize_grads=True)
-    with fused.plain_path():
+    with kernels.plain_path():
         expected = torch.autograd.grad(twin(images, gates).square().sum(), list(twin.parameters()))
     assert_near(list(found), list(expected), 1e-9)
 
@@ -485,7 +485,7 @@ def test_an_op_that_the_kernels_do_not_know_runs_among_those_they_know(
     net, gates = make_supernet(space), make_gates(space, form)
     found = gradients(net, gates, normal(2, 3, *SIDE))
     assert len(cells_run) == 3
-    with fused.plain_path():
+    with kernels.plain_path():
         assert_near(found, gradients(net, gates, normal(2, 3, *SIDE)), 1e-9)
 
 
@@ -496,11 +496,11 @@ def test_an_op_that_the_kernels_do_not_know_runs_among_those_they_know(
 def no_library(monkeypatch, tmp_path: Path) -> Iterator[None]:
     """Nothing compiled, nothing loaded, nothing said so far."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv(fused.SWITCH, raising=False)
-    for cached in (fused.library, fused._warn):
+    monkeypatch.delenv(kernels.SWITCH, raising=False)
+    for cached in (kernels.library, kernels._warn):
         cached.cache_clear()
     yield
-    for cached in (fused.library, fused._warn):
+    for cached in (kernels.library, kernels._warn):
         cached.cache_clear()
 
 
@@ -543,7 +543,7 @@ def test_without_a_compiler_one_warning_is_given_and_the_result_is_the_same(
 
 def test_the_switch_takes_the_plain_path_without_a_word(monkeypatch, cells_run):
     net, gates, images, expected = case("light", "all", 4, 3, 2)
-    monkeypatch.setenv(fused.SWITCH, "0")
+    monkeypatch.setenv(kernels.SWITCH, "0")
     assert_near(gradients(net, gates, images), expected, 1e-9)
     assert not cells_run
 
@@ -554,10 +554,10 @@ def test_a_compiled_library_is_found_again(no_library, monkeypatch, tmp_path):
 exec {COMPILER} "$@" -O0"""
     monkeypatch.setenv("CC", script(tmp_path / "compiler", body))
     for _ in range(2):
-        assert fused.library(torch.float64, 4) is not None
-        fused.library.cache_clear()
+        assert kernels.library(torch.float64, 4) is not None
+        kernels.library.cache_clear()
     assert len(log.read_text().splitlines()) == 1
-    assert fused.library(torch.float64, 8) is not None  # another library
+    assert kernels.library(torch.float64, 8) is not None  # another library
     written = [Path(line) for line in log.read_text().splitlines()]
     assert len(written) == 2
     found = list((tmp_path / "cache" / "paretoblocks").iterdir())
@@ -566,11 +566,11 @@ exec {COMPILER} "$@" -O0"""
 
 CHECK = """
 import torch
-from blocksearch import fused
+from blocksearch import fused, kernels
 from blocksearch.ops import build_op
 op, x = build_op("max_pool_3x3", 4, 1, True), torch.randn(2, 4, 5, 5)
 ones = torch.ones(1, 4)
-assert fused.fits(x)
+assert kernels.fits(x)
 plan = fused.CellPlan([fused.Term(0, 0, op)], 1, 1, 1)
 torch.testing.assert_close(fused.mixed_cell(plan, [x], ones, ones), op(x))
 """
@@ -585,7 +585,7 @@ exec {COMPILER} "$@" -O0"""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     command = [sys.executable, "-W", "error::RuntimeWarning", "-c", CHECK]
     with subprocess.Popen(command, cwd=Path(__file__).parents[1]) as other:
-        assert fused.library(torch.float32, 4) is not None
+        assert kernels.library(torch.float32, 4) is not None
         assert other.wait(timeout=60) == 0
     assert log.read_text() == "here\n" * 2  # neither found the other's
     names = [place.name for place in (tmp_path / "cache" / "paretoblocks").iterdir()]
