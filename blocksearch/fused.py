@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from blocksearch import kernels
 from blocksearch.kernels import MAX_KERNEL, UNIT, Shape, lanes_of, library
-from blocksearch.ops import Op, Separable
+from blocksearch.ops import ChannelShuffle, Op, Separable
 
 
 @dataclass(frozen=True)
@@ -520,11 +520,23 @@ class Unit(NamedTuple):
         """Map (B, K, H, W) to (B, C, H', W') in channels_last, as the modules do in training."""
         norm, x = self.norm, x.contiguous(memory_format=torch.channels_last)
         depthwise = None if self.depthwise is None else self.depthwise.weight.contiguous()
-        weights = self.pointwise.weight.contiguous(), depthwise
+        weights = self._dense_pointwise(), depthwise
         out, mean, rstd = _Unit.apply(x, *weights, norm.weight, norm.bias, self)
         if norm.training and norm.track_running_stats:
             self._remember(mean, rstd, out.numel() // len(mean))
         return cast(Tensor, out)
+
+    def _dense_pointwise(self) -> Tensor:
+        """The weight (C, K, 1, 1) of the 1x1 convolution, with zeros where groups do not meet.
+
+        At these widths a few zeros cost less than a convolution per group.
+        """
+        conv = self.pointwise
+        if conv.groups == 1:
+            return conv.weight.contiguous()
+        blocks = conv.weight.flatten(1).chunk(conv.groups)
+        dense: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+        return dense[:, :, None, None]
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, rstd: Tensor, count: int) -> None:
@@ -647,32 +659,51 @@ def _unit_shape(x: Tensor, unit: Unit) -> Shape:
     return Shape(batch, height, width, channels, conv.stride[0], pad, torch.get_num_threads())
 
 
-def units_of(op: Op) -> list[Unit] | None:
-    """The units that an op is made of, one after the other; None if it is of another form."""
+def steps_of(op: Op) -> list[Unit | ChannelShuffle] | None:
+    """What an op does, one step after the other, in units; None if it is of another form."""
     if not op.relu or op.norm is None:
         return None
-    if isinstance(op.body, nn.Conv2d):
-        form = op.body.kernel_size, op.body.stride, op.body.groups, op.body.bias
-        return [Unit(op.body, op.norm)] if form == ((1, 1), (1, 1), 1, None) else None
-    if not isinstance(op.body, Separable) or op.body.convolutions[0].kernel_size[0] > MAX_KERNEL:
-        return None
-    convolutions = op.body.convolutions
-    norms = [layer for layer in op.body if isinstance(layer, nn.BatchNorm2d)] + [op.norm]
-    return [
-        Unit(pointwise, norm, depthwise)
-        for depthwise, pointwise, norm in zip(
-            convolutions[::2], convolutions[1::2], norms, strict=True
-        )
-    ]
+    layers = list(op.body) if isinstance(op.body, nn.Sequential) else [op.body]
+    steps: list[Unit | ChannelShuffle] = []
+    convolutions: list[nn.Conv2d] = []
+    for layer in [*layers, op.norm]:
+        if isinstance(layer, nn.Conv2d):
+            convolutions.append(layer)
+        elif isinstance(layer, nn.BatchNorm2d) and _form_a_unit(convolutions):
+            steps.append(Unit(convolutions[-1], layer, *convolutions[:-1]))
+            convolutions = []
+        elif isinstance(layer, ChannelShuffle):
+            steps.append(layer)
+        elif not isinstance(layer, nn.ReLU):  # a unit begins with its own
+            return None
+    return steps
+
+
+def _form_a_unit(convolutions: list[nn.Conv2d]) -> bool:
+    """Tell whether these are a 1x1 convolution, perhaps with a depthwise one before it."""
+    if not convolutions or any(conv.bias is not None for conv in convolutions):
+        return False
+    *before, last = convolutions
+    if (last.kernel_size, last.stride) != ((1, 1), (1, 1)) or len(before) > 1:
+        return False
+    return all(
+        conv.groups
+        == conv.in_channels
+        == conv.out_channels
+        == last.in_channels
+        == last.out_channels
+        and conv.kernel_size[0] <= MAX_KERNEL
+        for conv in before
+    )
 
 
 def run_op(op: Op, x: Tensor) -> Tensor:
     """Compute `op(x)`, unit by unit where the kernels can, else as it is."""
-    units = units_of(op)
-    if units is None or not all(unit.fits(x) for unit in units):
+    steps = steps_of(op)
+    if steps is None or not all(step.fits(x) for step in steps if isinstance(step, Unit)):
         return cast(Tensor, op(x))
-    for unit in units:
-        x = unit.run(x)
+    for step in steps:
+        x = step.run(x) if isinstance(step, Unit) else step(x)
     return x
 
 
