@@ -37,7 +37,7 @@ from evaluation.run_folder import Facts, RunFolder, versions
 from evaluation.sources import load_torchvision
 from evaluation.training import TrainConfig, TrainingContext
 from netsearch.baselines import FOLDERS, baseline_trials
-from netsearch.forecast import forecast
+from netsearch.forecast import check_memory, forecast
 from netsearch.genome import stages_for
 from netsearch.network import builder
 from netsearch.nsga2 import NetSearchConfig
@@ -285,6 +285,9 @@ class Pipeline:
         check_budgets_early(self.config.netsearch, config.space, self.images)
         if self.config.retrain.baselines:
             load_torchvision()
+        if not self.folder.blocks.exists():
+            tables = config, self.config.netsearch, self.config.retrain
+            check_memory(self.dataset, *tables, device=self.device, workers=self.workers)
 
     def _claim(self) -> None:
         device, fingerprint = _device_name(self.device), self.dataset.fingerprint

@@ -44,6 +44,7 @@ from blocksearch.strategies.darts import Darts  # noqa: E402
 from blocksearch.supernet import Supernet  # noqa: E402
 from evaluation.graphs import CapturedStep, graphs_for  # noqa: E402
 from evaluation.memory import keep_freed_memory, peak_bytes  # noqa: E402
+from evaluation.training import Precision, uses_bfloat16  # noqa: E402
 
 WEIGHTS = WeightConfig(
     learning_rate=0.025,
@@ -103,10 +104,16 @@ def textbook_step(channels: int, cells: int, batch: int, device: str) -> Step:
 
 
 def production_step(
-    channels: int, cells: int, batch: int, device: str, ops: tuple[str, ...] = DARTS_OPS
-) -> Step:
-    """Return the step of the `darts` strategy, as the engine runs it."""
+    channels: int,
+    cells: int,
+    batch: int,
+    device: str,
+    precision: Precision = "float32",
+    ops: tuple[str, ...] = DARTS_OPS,
+) -> CapturedStep:
+    """Return the step of the `darts` strategy, as the engine runs it, on fixed images."""
     net = supernet(channels, cells, ops).to(device).to(memory_format=torch.channels_last)
+    net.in_bfloat16 = uses_bfloat16(precision, torch.device(device))
     setup = SearchSetup(net, net.op_costs().to(device), WEIGHTS)
     strategy = Darts(setup, Darts.Config(), torch.Generator().manual_seed(0))
     strategy.schedule(0.0)
@@ -114,8 +121,9 @@ def production_step(
         t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
         for t in inputs(batch, device)
     ]
-    captured = CapturedStep(lambda a, b, c, d: strategy.step((a, b), (c, d)), graphs_for(device))
-    return lambda: captured(*given)
+    return CapturedStep(
+        lambda: strategy.step((given[0], given[1]), (given[2], given[3])), graphs_for(device)
+    )
 
 
 def seconds(step: Step, device: str, repeats: int = 1) -> float:
@@ -153,32 +161,37 @@ def rate(device: str) -> float:
     return 2 * 64 * 32 * 32 * 64 * 64 * 9 / best
 
 
-def peak_mib(which: str, channels: int, cells: int, batch: int, device: str) -> float:
+def peak_mib(which: str, size: dict[str, Any]) -> float:
     """Return what a step adds to the memory, measured in a fresh process."""
-    arguments = [which, channels, cells, batch, device, torch.get_num_threads()]
+    arguments = {"which": which, "threads": torch.get_num_threads(), **size}
     command = [sys.executable, __file__, "--peak-of", json.dumps(arguments)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def print_peak(
-    which: str, channels: int, cells: int, batch: int, device: str, threads: int
-) -> None:
-    """Print the peak of two steps; the answer to `peak_mib`."""
+def print_peak(which: str, threads: int, precision: Precision, **size: Any) -> None:
+    """Print the peak of two steps in MiB; the answer to `peak_mib`."""
     torch.set_num_threads(threads)
-    make = {"textbook": textbook_step, "production": production_step}[which]
-    step = make(channels, cells, batch, device)
-    print(peak_bytes(lambda: (step(), step()), device) / 2**20)
+    step: Step
+    if which == "textbook":
+        step = textbook_step(**size)
+    else:
+        step = production_step(**size, precision=precision)
+    print(peak_bytes(lambda: (step(), step()), size["device"]) / 2**20)
 
 
-def compare(channels: int, cells: int, batch: int, device: str, rounds: int) -> dict[str, Any]:
+def compare(
+    channels: int, cells: int, batch: int, device: str, precision: Precision, rounds: int
+) -> dict[str, Any]:
     """Time both steps in turns and return the figures."""
+    size = {"channels": channels, "cells": cells, "batch": batch, "device": device}
     began = time.perf_counter()
-    ours = production_step(channels, cells, batch, device)
+    ours = production_step(**size, precision=precision)
     for _ in range(5):  # warm-up, and on a GPU the capture
         ours()
     wait(device)
     warm_up_s = time.perf_counter() - began
-    textbook = textbook_step(channels, cells, batch, device)
+    capture_s = ours.capture_s
+    textbook = textbook_step(**size)
     for _ in range(2):
         textbook()
     repeats = 1 if device == "cpu" else 10
@@ -189,7 +202,8 @@ def compare(channels: int, cells: int, batch: int, device: str, rounds: int) -> 
     textbook_s, production_s = (statistics.median(times) for times in zip(*pairs, strict=True))
     del textbook, ours
     flops, flops_per_s = flops_per_step(channels, cells, batch), rate(device)
-    peaks = {w: peak_mib(w, channels, cells, batch, device) for w in ("textbook", "production")}
+    size["precision"] = precision
+    peaks = {which: peak_mib(which, size) for which in ("textbook", "production")}
     return {
         "textbook_s": textbook_s,
         "production_s": production_s,
@@ -204,7 +218,10 @@ def compare(channels: int, cells: int, batch: int, device: str, rounds: int) -> 
         "peak_memory_mib": peaks["production"],
         "textbook_peak_memory_mib": peaks["textbook"],
         "images_per_s": 2 * batch / production_s,
+        "epoch_of_25000_images_s": 25_000 / batch * production_s,
         "warm_up_s": warm_up_s,
+        "capture_s": capture_s,
+        "precision": precision,
         "kernels": device == "cpu" and kernels.fits(torch.empty(1, channels, 1, 1)),
         "channels": channels,
         "cells": cells,
@@ -215,6 +232,17 @@ def compare(channels: int, cells: int, batch: int, device: str, rounds: int) -> 
         else platform.processor() or "cpu",
         "versions": {"python": platform.python_version(), "torch": version("torch")},
     }
+
+
+def profile_of(step: Step, device: str) -> str:
+    """Return the table of where three steps spend their time."""
+    for _ in range(5):
+        step()
+    with torch.profiler.profile() as profiler:
+        for _ in range(3):
+            step()
+        wait(device)
+    return profiler.key_averages().table(sort_by=f"self_{device}_time_total", row_limit=40)
 
 
 def growth(picture: Path, device: str, repeats: int = 5) -> dict[str, float]:
@@ -267,18 +295,23 @@ def main(
     cells: int = 8,
     batch: int = 16,
     rounds: int = 7,
+    precision: Precision = "float32",
+    profile: Annotated[Path | None, typer.Option(help="Where our step spends its time.")] = None,
     growth_picture: Annotated[Path | None, typer.Option("--growth")] = None,
     peak_of: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Compare the steps of the two supernets, or show how ours grows."""
     keep_freed_memory()
     if peak_of:
-        print_peak(*json.loads(peak_of))
+        print_peak(**json.loads(peak_of))
     elif growth_picture:
         slopes = growth(growth_picture, device)
         print(json.dumps({name: round(slope, 3) for name, slope in slopes.items()}))
+    elif profile:
+        step = production_step(channels, cells, batch, device, precision)
+        profile.write_text(profile_of(step, device))
     else:
-        figures = compare(channels, cells, batch, device, rounds)
+        figures = compare(channels, cells, batch, device, precision, rounds)
         if as_json:
             print(json.dumps(figures))
         else:

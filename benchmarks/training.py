@@ -13,22 +13,26 @@ import multiprocessing
 import platform
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from blocksearch.space import Cell, Edge
-from evaluation.cost import measure_cost
-from evaluation.data import AugmentConfig, Split, batches
-from evaluation.graphs import CapturedStep, graphs_for
-from evaluation.memory import keep_freed_memory
-from evaluation.training import TrainConfig, WeightUpdate, seeded_model
-from netsearch.genome import NetworkSpec, Stage
-from netsearch.network import builder
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from blocksearch.space import Cell, Edge  # noqa: E402
+from evaluation.cost import measure_cost  # noqa: E402
+from evaluation.data import AugmentConfig, Split, batches  # noqa: E402
+from evaluation.graphs import CapturedStep, graphs_for  # noqa: E402
+from evaluation.memory import keep_freed_memory  # noqa: E402
+from evaluation.training import TrainConfig, WeightUpdate, seeded_model  # noqa: E402
+from netsearch.genome import NetworkSpec, Stage  # noqa: E402
+from netsearch.network import builder  # noqa: E402
 
 NORMAL = (
     (("sep_conv_3x3", 0), ("sep_conv_3x3", 1)),

@@ -27,7 +27,7 @@ from evaluation.errors import InputError
 from evaluation.metrics import MetricsLog
 from evaluation.parallel import WorkerDied, run_tasks
 from evaluation.records import read_json, write_json
-from evaluation.training import TrainingError
+from evaluation.training import Precision, TrainingError, uses_bfloat16
 
 OP_SETS = {"darts": DARTS_OPS, "light": LIGHT_OPS}
 SEED_STRIDE = 1000  # distance between the search seeds of two run seeds
@@ -47,6 +47,7 @@ class BlockSearchConfig(BaseModel):
     batch_size: int = Field(ge=2)
     seeds: tuple[Annotated[int, Field(ge=0, lt=SEED_STRIDE)], ...] = Field(min_length=1)
     complexity_cost: Literal["params", "flops"]
+    precision: Precision = "float32"
     weights: WeightConfig
     strategies: dict[str, dict[str, Any]] = Field(min_length=1)
 
@@ -158,6 +159,7 @@ def make_strategy(
     """
     supernet = build_supernet(config, dataset, stages, one.seed)
     supernet.to(device).to(memory_format=torch.channels_last)
+    supernet.in_bfloat16 = uses_bfloat16(config.precision, torch.device(device))
     op_costs = supernet.op_costs(config.complexity_cost).to(device)
     strategy = STRATEGIES[one.strategy]
     return strategy(
@@ -225,7 +227,10 @@ def search_blocks(
             (context.folder / f"{one.name}.ckpt").unlink(missing_ok=True)
     context.folder.mkdir(parents=True, exist_ok=True)
     tasks = {one.name: (one, context) for one in missing}
-    for name, result in run_tasks(run_search, tasks, min(workers, max(1, len(tasks)))):
+    # By all searches, not the missing ones: another number of threads rounds otherwise.
+    side_by_side = min(workers, len(searches))
+    threads = max(1, workers // side_by_side)
+    for name, result in run_tasks(run_search, tasks, side_by_side, threads):
         if isinstance(result, WorkerDied):
             raise InputError(f"block search {name}: {result}; is there enough memory?")
     found: list[FoundCell] = []

@@ -21,7 +21,12 @@ class Supernet(nn.Module):
 
     The relaxation is an input: cells of one kind share the gates of that kind. BatchNorm always
     uses the statistics of the batch, so training and evaluation mode compute the same.
+
+    Attributes:
+        in_bfloat16: Compute in bfloat16 where autocast allows; the logits stay float32.
     """
+
+    in_bfloat16 = False
 
     def __init__(
         self,
@@ -81,11 +86,12 @@ class Supernet(nn.Module):
         expected = (len(self.kinds), len(self.space.edges), len(self.space.ops))
         if gates.weight.shape != expected:
             raise ValueError(f"gates must be {expected}, got {tuple(gates.weight.shape)}")
-        s0 = s1 = self.stem(x)
-        for kind, cell in zip(self.kind_of_cell, self.cells, strict=True):
-            s0, s1 = s1, cell(s0, s1, gates, kind)
-        logits: Tensor = self.classifier(s1.mean(dim=(2, 3)))
-        return logits
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.in_bfloat16):
+            s0 = s1 = self.stem(x)
+            for kind, cell in zip(self.kind_of_cell, self.cells, strict=True):
+                s0, s1 = s1, cell(s0, s1, gates, kind)
+            logits: Tensor = self.classifier(s1.mean(dim=(2, 3)))
+        return logits.float() if self.in_bfloat16 else logits
 
     def op_costs(self, cost: str = "params") -> Tensor:
         """Return what each op costs in this supernet, summed over the cells of its kind.

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,6 +16,9 @@ from evaluation.graphs import CapturedStep, graphs_for
 
 EVALUATION_BATCH = 500
 SEEDS_PER_RUN = 1_000_003  # a prime, so that (seed, epoch) pairs do not meet
+
+
+Precision = Literal["float32", "bfloat16"]
 
 
 class TrainConfig(BaseModel):
@@ -31,6 +34,7 @@ class TrainConfig(BaseModel):
     label_smoothing: float = Field(ge=0, lt=1)
     grad_clip: float = Field(gt=0)
     warmup: float = Field(ge=0, lt=1)
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True)
@@ -75,14 +79,14 @@ class WeightUpdate:
         rate: The learning rate, read by every step: a tensor, so that a captured step sees it move.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig, *, autocast: bool = False):
+    def __init__(self, model: nn.Module, config: TrainConfig):
         """Prepare to train `model`, which stays on its device."""
         self.model = model
         self.parameters = list(model.parameters())
         self.grad_clip = config.grad_clip
         self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         self.rate = torch.zeros((), device=self.parameters[0].device)
-        self.bfloat16 = autocast and _multiplies_bfloat16(self.rate.device)
+        self.bfloat16 = uses_bfloat16(config.precision, self.rate.device)
         self.optimizer = torch.optim.SGD(
             self.parameters,
             lr=self.rate,
@@ -121,7 +125,6 @@ def train(
     *,
     seed: int,
     augment: AugmentConfig,
-    autocast: bool = False,
     checkpoint: Path | None = None,
     on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
 ) -> None:
@@ -133,7 +136,6 @@ def train(
         config: The recipe.
         seed: Of the order of the images and of their augmentation, not of the initial weights.
         augment: Random changes to the images.
-        autocast: Compute in bfloat16 where a GPU does so natively; elsewhere float32 stays.
         checkpoint: Written after every epoch; a training that finds one goes on from it and ends
             as if it had not stopped.
         on_epoch: Called with the number of epochs done and the epoch's mean loss.
@@ -141,7 +143,7 @@ def train(
     Raises:
         TrainingError: If the loss of an epoch is not finite.
     """
-    update = WeightUpdate(model, config, autocast=autocast)
+    update = WeightUpdate(model, config)
     captured = CapturedStep(update, graphs_for(split.images.device))
     start = 0
     state = load_checkpoint(checkpoint) if checkpoint else None
@@ -183,5 +185,7 @@ def accuracy(model: nn.Module, split: Split) -> float:
     return float(torch.stack(right).sum()) / len(split)
 
 
-def _multiplies_bfloat16(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
+    """Tell whether to compute in bfloat16: where asked for, and only on a GPU that has it."""
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return precision == "bfloat16" and native

@@ -7,19 +7,23 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from blocksearch.search import BlockSearchConfig, Search, make_strategy
 from blocksearch.space import NORMAL, REDUCTION
 from evaluation.data import AugmentConfig, Dataset, Split, batches
+from evaluation.errors import InputError
+from evaluation.memory import available_bytes, largest_batch, peak_bytes
 from evaluation.retrain import RetrainConfig
-from evaluation.training import TrainConfig, TrainingError, seeded_model, train
+from evaluation.training import TrainConfig, TrainingError, WeightUpdate, seeded_model, train
 from netsearch.genome import NetworkSpec, Stage, stages_for
 from netsearch.network import NetworkBuilder
 from netsearch.nsga2 import NetSearchConfig
 
 TIMED_STEPS = 2
+Steps = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,69 @@ def forecast(
     )
 
 
+def check_memory(
+    dataset: Dataset,
+    blocks: BlockSearchConfig,
+    networks: NetSearchConfig,
+    retraining: RetrainConfig,
+    *,
+    device: str,
+    workers: int,
+) -> None:
+    """Measure steps with small batches, and refuse a batch that all memory could not hold.
+
+    Raises:
+        InputError: If a batch does not fit; names the key and the largest batch that does.
+    """
+    searches = blocks.searches(seed=0)
+    largest = _network(dataset, blocks, max(networks.depths), max(networks.widths))
+
+    def search_steps(batch: int) -> Steps:
+        smaller = blocks.model_copy(update={"batch_size": batch})
+        strategy = make_strategy(
+            searches[0], smaller, dataset, stages_for(dataset.image_shape[1:]), device
+        )
+        train, valid = dataset.search_train, dataset.search_valid
+        images = [next(batches(_repeated(split, batch), batch)) for split in (train, valid)]
+        strategy.schedule(0.99)
+        return lambda: _twice(lambda: strategy.step(*images))
+
+    def training_steps(recipe: TrainConfig, split: Split, batch: int) -> Steps:
+        update = WeightUpdate(seeded_model(largest, 0, device).train(), recipe)
+        images = next(batches(_repeated(split, batch), batch))
+        return lambda: _twice(lambda: update(*images))
+
+    def check(key: str, wanted: int, processes: int, steps: Callable[[int], Steps]) -> None:
+        room = available_bytes(device) // processes
+        fits = largest_batch(lambda batch: peak_bytes(steps(batch), device), room, wanted)
+        if fits < wanted:
+            raise InputError(
+                f"{key}.batch_size: {wanted} images do not fit into the memory of {device} "
+                f"({room / 2**30:.1f} GiB for each of {processes} processes); the largest batch "
+                f"that does is {fits}"
+            )
+
+    check("blocksearch", blocks.batch_size, min(workers, len(searches)), search_steps)
+    for key, recipe, split in (
+        ("netsearch.train", networks.train, dataset.search_train),
+        ("retrain.train", retraining.train, dataset.train),
+    ):
+        wanted = min(recipe.batch_size, len(split))
+        check(key, wanted, workers, partial(training_steps, recipe, split))
+
+
+def _repeated(split: Split, count: int) -> Split:
+    """Return `count` images of a split, again from its first where it has not as many."""
+    index = torch.arange(count, device=split.labels.device) % len(split)
+    return Split(split.images[index], split.labels[index], split.mean, split.std)
+
+
+def _twice(step: Callable[[], object]) -> None:
+    """Momenta and the like appear in the first step and are there in the second."""
+    step()
+    step()
+
+
 def _steps(split: Split, batch_size: int) -> int:
     return max(1, len(split) // batch_size)
 
@@ -89,10 +156,13 @@ def _time_search_steps(
 def _middle_network(
     dataset: Dataset, blocks: BlockSearchConfig, networks: NetSearchConfig
 ) -> NetworkBuilder:
+    depths, widths = networks.depths, networks.widths
+    return _network(dataset, blocks, depths[len(depths) // 2], widths[len(widths) // 2])
+
+
+def _network(dataset: Dataset, blocks: BlockSearchConfig, depth: int, width: int) -> NetworkBuilder:
     stages = stages_for(dataset.image_shape[1:])
     cell = blocks.space.random_cell(random.Random(0))
-    depth = networks.depths[len(networks.depths) // 2]
-    width = networks.widths[len(networks.widths) // 2]
     spec = NetworkSpec((Stage(NORMAL, depth, width),) * stages, (REDUCTION,) * (stages - 1))
     cells = ((NORMAL, cell), (REDUCTION, cell))
     return NetworkBuilder(spec, cells, dataset.image_shape, dataset.classes)

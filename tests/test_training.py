@@ -333,13 +333,13 @@ def test_a_loaded_update_still_reads_its_learning_rate_from_the_same_tensor():
     assert all(torch.equal(before[name], other.model.state_dict()[name]) for name in names)
 
 
-def test_autocast_changes_nothing_where_no_gpu_multiplies_bfloat16():
-    def weights(autocast):
+def test_bfloat16_changes_nothing_where_no_gpu_multiplies_it():
+    def weights(precision):
         model = seeded_model(net, 0, "cpu")
-        train(model, halves(), recipe(), seed=0, augment=PLAIN, autocast=autocast)
+        train(model, halves(), recipe(precision=precision), seed=0, augment=PLAIN)
         return state_of(model)
 
-    assert same(weights(True), weights(False))
+    assert same(weights("bfloat16"), weights("float32"))
 
 
 class Constant(nn.Module):

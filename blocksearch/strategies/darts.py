@@ -47,6 +47,7 @@ class Darts:
             betas=(config.alpha_beta1, config.alpha_beta2),
             weight_decay=config.alpha_weight_decay,
             fused=True,
+            capturable=True,
         )
         self.alpha_step = AlphaStep(self.alphas, adam)
         self.weight_step = WeightStep(setup.supernet, setup.weights)

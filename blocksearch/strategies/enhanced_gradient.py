@@ -143,6 +143,7 @@ def _adam(alphas: Tensor, config: EnhancedGradientConfig) -> torch.optim.Optimiz
         betas=(config.alpha_momentum, 0.999),
         weight_decay=config.alpha_weight_decay,
         fused=True,
+        capturable=True,
     )
 
 
