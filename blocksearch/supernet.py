@@ -1,5 +1,7 @@
 """Supernet: the network with every op on every edge, `supernet(x, gates)`."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -86,7 +88,10 @@ class Supernet(nn.Module):
         expected = (len(self.kinds), len(self.space.edges), len(self.space.ops))
         if gates.weight.shape != expected:
             raise ValueError(f"gates must be {expected}, got {tuple(gates.weight.shape)}")
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.in_bfloat16):
+        reduced = (
+            torch.autocast(x.device.type, torch.bfloat16) if self.in_bfloat16 else nullcontext()
+        )
+        with reduced:
             s0 = s1 = self.stem(x)
             for kind, cell in zip(self.kind_of_cell, self.cells, strict=True):
                 s0, s1 = s1, cell(s0, s1, gates, kind)
