@@ -109,14 +109,14 @@ def test_an_inactive_op_does_not_run_and_gets_no_gradient(plain, monkeypatch):
     for op in place:
         if plain and isinstance(op, Op):
             op.body.register_forward_hook(lambda *_, op=op: ran.append(place[op]))
-    kernels = fused.mixed_cell
+    compute = fused.mixed_cell
 
     def spy(plan: fused.CellPlan, *rest) -> Tensor:
         for term in plan.terms:
             edge = space.edges.index((term.source, 2 + term.node))
             assert place[term.op][0] == edge
             ran.append(place[term.op])
-        return kernels(plan, *rest)
+        return compute(plan, *rest)
 
     monkeypatch.setattr(fused, "mixed_cell", spy)
     active = torch.zeros(2, 5, 4, dtype=torch.bool)

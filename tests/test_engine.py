@@ -281,11 +281,11 @@ def test_the_shared_weight_accuracy_runs_only_the_ops_of_the_cells(plain, monkey
     for op, name in names.items():
         if plain and isinstance(op, Op):
             op.body.register_forward_hook(lambda *_, name=name: ran.append(name))
-    kernels = fused.mixed_cell
+    compute = fused.mixed_cell
 
     def spy(plan: fused.CellPlan, *rest: Any) -> Tensor:
         ran.extend(names[term.op] for term in plan.terms)
-        return kernels(plan, *rest)
+        return compute(plan, *rest)
 
     monkeypatch.setattr(fused, "mixed_cell", spy)
     with kernels.plain_path() if plain else nullcontext():
