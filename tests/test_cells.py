@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from blocksearch import fused
+from blocksearch import fused, kernels
 from blocksearch.cells import CellInputs, DiscreteCell, MixedCell
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS, Op, Zero
 from blocksearch.relaxation import Gates, one_hot_gates

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from blocksearch import fused
+from blocksearch import fused, kernels
 from blocksearch.engine import (
     Batch,
     Cells,
