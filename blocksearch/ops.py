@@ -254,7 +254,9 @@ LIGHT_OPS = (
 @functools.cache
 def op_cost(name: str, channels: int, stride: int, side: tuple[int, int]) -> Cost:
     """Return the cost of an op in a found network, for an input of (channels, *side)."""
-    return measure_cost(build_op(name, channels, stride, searching=False), (channels, *side))
+    with torch.device("meta"):
+        op = build_op(name, channels, stride, searching=False)
+    return measure_cost(op, (channels, *side))
 
 
 def build_op(name: str, channels: int, stride: int, searching: bool) -> nn.Module:

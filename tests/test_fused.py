@@ -590,3 +590,10 @@ exec {COMPILER} "$@" -O0"""
     assert log.read_text() == "here\n" * 2  # neither found the other's
     names = [place.name for place in (tmp_path / "cache" / "paretoblocks").iterdir()]
     assert len(names) == 1 and names[0].endswith(".so")
+
+
+@pytest.mark.parametrize("name", ["max_pool_3x3", "avg_pool_3x3", "dws_conv_3x3"])
+def test_a_large_mean_costs_few_digits_in_single_precision(name):
+    op, x = make_op(name, 8, 1).float(), (normal(8, 8, 32, 32) + 30.0).float()
+    exact = make_op(name, 8, 1)(x.double())
+    assert (one_op(op, x, 1) - exact).abs().max() < 1e-4 * exact.abs().max()

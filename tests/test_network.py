@@ -1,18 +1,22 @@
 """Networks of a genome: they run, and their predicted cost is exact to the integer."""
 
+import copy
 import itertools
 import random
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from blocksearch import fused, kernels
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS, OPS
-from blocksearch.space import REDUCTION, SearchSpace
+from blocksearch.space import KINDS, NORMAL, REDUCTION, Cell, Edge, SearchSpace
 from evaluation.cost import measure_cost
 from netsearch.genome import GenomeSpace, NetworkSpec, Stage, stages_for
-from netsearch.network import builder, extreme_costs, least_cells, predict_cost
+from netsearch.network import Network, builder, extreme_costs, least_cells, predict_cost
 
 NORMAL_NAMES, REDUCTION_NAMES = ("n0", "n1"), ("r0", "r1")
 
@@ -138,3 +142,42 @@ def test_the_training_signal_reaches_every_parameter():
     silent = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
     # A cell need not read both of its inputs, and then the layer at the other one learns nothing.
     assert [name for name in silent if ".inputs." not in name] == []
+
+
+@pytest.mark.parametrize("width", [4, 8, 12, 16])
+@pytest.mark.parametrize("ops", [DARTS_OPS, LIGHT_OPS], ids=["darts", "light"])
+def test_training_on_the_kernels_equals_training_in_pytorch(ops, width):
+    generator = random.Random(width)
+    space = SearchSpace(ops, nodes=4)
+    for number in range(4):  # so that every op comes up
+        cells = {kind: space.random_cell(generator) for kind in KINDS}
+        spec = NetworkSpec((Stage(NORMAL, 2, width), Stage(NORMAL, 1, width + 4)), (REDUCTION,))
+        torch.manual_seed(number)
+        network = Network(spec, cells, (3, 9, 10), 7).double()
+        with torch.no_grad():
+            for weight in network.parameters():
+                weight.add_(0.1 * torch.randn_like(weight))
+        twin = copy.deepcopy(network)
+        x, labels = torch.randn(5, 3, 9, 10, dtype=torch.float64), torch.arange(5)
+        gradients = []
+        for model, path in ((network, nullcontext()), (twin, kernels.plain_path())):
+            with path:
+                loss = nn.functional.cross_entropy(model(x), labels)
+                gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+        torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-11)
+        for one, other in zip(network.buffers(), twin.buffers(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(network.eval()(x), twin.eval()(x), rtol=1e-9, atol=1e-11)
+
+
+def test_a_network_under_training_does_run_on_the_kernels(monkeypatch):
+    ran = []
+    forward = fused.Unit.run
+    monkeypatch.setattr(fused.Unit, "run", lambda unit, x: ran.append(unit) or forward(unit, x))
+    cell = Cell(((Edge(0, "dil_conv_5x5"), Edge(1, "gshuffle_3x3")),))
+    spec = NetworkSpec((Stage(NORMAL, 1, 8),), ())
+    network = Network(spec, {NORMAL: cell}, (3, 8, 8), 2)
+    network(torch.randn(2, 3, 8, 8))
+    assert len(ran) == 2 + 1 + 2  # the cell's inputs, and the units of its two ops
+    network.eval()(torch.randn(2, 3, 8, 8))
+    assert len(ran) == 5  # which use running statistics instead

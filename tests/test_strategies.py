@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from recorded import RecordedGraphs
 
-from blocksearch.engine import SearchSetup, Strategy, search
+import blocksearch.engine
+from blocksearch import kernels
+from blocksearch.engine import AlphaStep, SearchSetup, Strategy, WeightStep, search
 from blocksearch.space import NORMAL, Cell
 from blocksearch.strategies import STRATEGIES
 from evaluation.data import AugmentConfig
@@ -187,3 +190,57 @@ def test_a_killed_search_continues_bit_for_bit(
 def test_an_unknown_setting_is_refused_by_name(strategy_class):
     with pytest.raises(ValueError, match="no_such_setting"):
         strategy_class.Config(no_such_setting=1)
+
+
+def optimizers_of(thing: object) -> list[torch.optim.Optimizer]:
+    found = []
+    for value in vars(thing).values():
+        if isinstance(value, torch.optim.Optimizer):
+            found.append(value)
+        elif isinstance(value, AlphaStep | WeightStep):
+            found.extend(optimizers_of(value))
+    return found
+
+
+def tensors_that_a_step_changes(strategy: Strategy) -> list[torch.Tensor]:
+    states = [state for one in optimizers_of(strategy) for state in one.state.values()]
+    inside = [t for state in states for t in state.values() if isinstance(t, torch.Tensor)]
+    return [*strategy.supernet.parameters(), *strategy.architecture(), *inside]
+
+
+@every_strategy
+def test_a_search_whose_steps_are_replayed_equals_the_eager_one(
+    strategy_class, make_setup, period_split, monkeypatch
+):
+    def searched(graphs_for) -> tuple[Strategy, list]:
+        monkeypatch.setattr(blocksearch.engine, "graphs_for", lambda device: graphs_for())
+        losses: list[dict[str, float]] = []
+        with kernels.plain_path():
+            search(
+                strategy,
+                period_split(24, 0),
+                period_split(24, 1),
+                epochs=4,
+                batch_size=4,
+                seed=0,
+                augment=AugmentConfig(),
+                on_epoch=lambda epoch, scalars: losses.append(scalars),
+            )
+        return strategy, losses
+
+    strategy = build(strategy_class, make_setup(OPS))
+    eager, expected = searched(lambda: None)
+    strategy = build(strategy_class, make_setup(OPS))
+    made: list[RecordedGraphs] = []
+
+    def recorded() -> RecordedGraphs:
+        made.append(RecordedGraphs(lambda: tensors_that_a_step_changes(strategy)))
+        return made[-1]
+
+    replayed, got = searched(recorded)
+    assert sum(graphs.replayed for graphs in made) == 24 - 3 * len(made) > 0
+    assert got == expected
+    for one, other in zip(
+        tensors_that_a_step_changes(replayed), tensors_that_a_step_changes(eager), strict=True
+    ):
+        assert torch.equal(one, other)
