@@ -4,6 +4,7 @@ Where they cannot be had (no C compiler, a GPU, another dtype, a transform of `t
 says no and cells take their plain path.
 """
 
+import atexit
 import ctypes
 import hashlib
 import os
@@ -128,16 +129,34 @@ def _compile(dtype: torch.dtype, lanes: int) -> Path:
     flags += ["-shared", "-fPIC", f"-DREAL={real}", f"-DINT={integer}", f"-DLANES={lanes}"]
     identity = (SOURCE.read_text(), flags, compiler, platform.machine(), _processor())
     name = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paretoblocks"
+    root = _cache()
     path = root / f"kernels-{name}.so"
     if not path.exists():
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=root) as folder:
             built = Path(folder) / path.name
             command = [*compiler, *flags, str(SOURCE), "-o", str(built), "-lm"]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
             os.replace(built, path)
     return path
+
+
+def _cache() -> Path:
+    """The user's folder of compiled kernels; one that lasts as long as this process without it."""
+    try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paretoblocks"
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if os.access(root, os.W_OK):
+            return root
+    except (OSError, RuntimeError):  # the latter where there is no home
+        pass
+    return _own_cache()
+
+
+@cache
+def _own_cache() -> Path:
+    folder = tempfile.mkdtemp(prefix="paretoblocks-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 @cache

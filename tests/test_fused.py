@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -562,6 +563,20 @@ exec {COMPILER} "$@" -O0"""
     assert len(written) == 2
     found = list((tmp_path / "cache" / "paretoblocks").iterdir())
     assert len(found) == 2 and not set(written) & set(found)  # renamed when whole
+
+
+def test_where_nothing_can_be_kept_a_library_lasts_as_long_as_the_process(
+    no_library, monkeypatch, tmp_path
+):
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file))  # no folder can be made in it
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    kernels._own_cache.cache_clear()
+    assert kernels.library(torch.float64, 4) is not None
+    assert list(tmp_path.glob("paretoblocks-*/kernels-*.so"))
+    kernels._own_cache.cache_clear()
 
 
 CHECK = """
