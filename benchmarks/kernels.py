@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from blocksearch import fused, kernels  # noqa: E402
+from blocksearch import kernels, units  # noqa: E402
 from blocksearch.ops import Op, build_op  # noqa: E402
 
 SIZES = ((16, 32), (32, 16), (64, 8))  # channels and side of the three stages
@@ -44,7 +44,7 @@ def passes(name: str, channels: int, side: int) -> dict[str, Callable[[], object
         "PyTorch": lambda: run(op, x),
         "channels_last": lambda: run(op, last),
         "torch.compile": lambda: run(compiled, last),
-        "kernels": lambda: run(lambda images: fused.run_op(op, images), last),
+        "kernels": lambda: run(lambda images: units.run_op(op, images), last),
     }
 
 
@@ -96,12 +96,12 @@ def kernels_ms(name: str, channels: int, side: int) -> float:
     """Return the milliseconds of the same in our kernels, with ReLU and the sums of BatchNorm."""
     op = build_op(name, channels, 1, searching=True)
     assert isinstance(op, Op)
-    (unit,) = fused.steps_of(op) or ()
+    (unit,) = units.steps_of(op) or ()
     x = torch.randn(BATCH, channels, side, side).contiguous(memory_format=torch.channels_last)
     z, stats = torch.empty(BATCH, side, side, channels), torch.empty(2, channels)
     weights = unit.pointwise.weight.detach(), unit.depthwise.weight.detach()
-    described = fused._describe(x, *weights, z, *stats, unit)
-    shape, loops = fused._unit_shape(x, unit), kernels.library(x.dtype, kernels.lanes_of(channels))
+    described = units._describe(x, *weights, z, *stats, unit)
+    shape, loops = units._unit_shape(x, unit), kernels.library(x.dtype, kernels.lanes_of(channels))
     assert loops is not None
     return medians({"": lambda: loops.forward_units(described.ctypes.data, 1, shape, 1e-5)})[""]
 

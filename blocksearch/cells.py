@@ -9,6 +9,7 @@ from blocksearch import fused, kernels
 from blocksearch.ops import Zero, build_op, factorized_reduce, relu_conv_bn
 from blocksearch.relaxation import Gates
 from blocksearch.space import Cell, SearchSpace
+from blocksearch.units import run_op
 
 
 class CellInputs(nn.Module):
@@ -27,7 +28,7 @@ class CellInputs(nn.Module):
 
     def forward(self, s0: Tensor, s1: Tensor) -> list[Tensor]:
         """Map the two outputs to two states (B, C, H, W)."""
-        return [fused.run_op(self.first, s0), fused.run_op(self.second, s1)]
+        return [run_op(self.first, s0), run_op(self.second, s1)]
 
 
 class MixedCell(nn.Module):
@@ -166,7 +167,7 @@ class DiscreteCell(nn.Module):
         states = self.inputs(s0, s1)
         ops: Any = iter(self.edges)
         for node in self.cell.nodes:
-            states.append(_sum([fused.run_op(next(ops), states[edge.source]) for edge in node]))
+            states.append(_sum([run_op(next(ops), states[edge.source]) for edge in node]))
         return torch.cat(states[self.cell.inputs :], dim=1)
 
 

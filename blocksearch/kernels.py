@@ -44,6 +44,20 @@ def plain_path() -> Iterator[None]:
         _plain = before
 
 
+def refuse_second_derivative() -> None:
+    """Raise in the backward pass of a function on the kernels that is to be derived itself.
+
+    Raises:
+        RuntimeError: If autograd records, as for `create_graph=True`.
+    """
+    # once_differentiable would let autograd.grad drop the terms that it does not know.
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "the kernels have no second derivative; run the forward pass under "
+            "blocksearch.kernels.plain_path() for create_graph=True"
+        )
+
+
 def fits(state: Tensor) -> bool:
     """Tell whether the kernels can run a cell on `state` (B, C, H, W)."""
     return (

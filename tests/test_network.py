@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from blocksearch import fused, kernels
-from blocksearch.ops import DARTS_OPS, LIGHT_OPS, OPS
+from blocksearch import kernels, units
+from blocksearch.ops import DARTS_OPS, LIGHT_OPS, OPS, ChannelShuffle, Op
 from blocksearch.space import KINDS, NORMAL, REDUCTION, Cell, Edge, SearchSpace
 from evaluation.cost import measure_cost
 from netsearch.genome import GenomeSpace, NetworkSpec, Stage, stages_for
@@ -172,8 +172,8 @@ def test_training_on_the_kernels_equals_training_in_pytorch(ops, width):
 
 def test_a_network_under_training_does_run_on_the_kernels(monkeypatch):
     ran = []
-    forward = fused.Unit.run
-    monkeypatch.setattr(fused.Unit, "run", lambda unit, x: ran.append(unit) or forward(unit, x))
+    forward = units.Unit.run
+    monkeypatch.setattr(units.Unit, "run", lambda unit, x: ran.append(unit) or forward(unit, x))
     cell = Cell(((Edge(0, "dil_conv_5x5"), Edge(1, "gshuffle_3x3")),))
     spec = NetworkSpec((Stage(NORMAL, 1, 8),), ())
     network = Network(spec, {NORMAL: cell}, (3, 8, 8), 2)
@@ -181,3 +181,33 @@ def test_a_network_under_training_does_run_on_the_kernels(monkeypatch):
     assert len(ran) == 2 + 1 + 2  # the cell's inputs, and the units of its two ops
     network.eval()(torch.randn(2, 3, 8, 8))
     assert len(ran) == 5  # which use running statistics instead
+
+
+def conv(out=8, kernel=1, groups=1, bias=False):
+    return nn.Conv2d(8, out, kernel, padding=kernel // 2, groups=groups, bias=bias)
+
+
+@pytest.mark.parametrize(
+    ("layers", "count"),
+    [
+        ([conv()], 1),
+        ([conv(kernel=3, groups=8), conv()], 1),
+        ([conv(), nn.BatchNorm2d(8), nn.ReLU(), conv(groups=2)], 2),
+        ([conv(), nn.BatchNorm2d(8), conv()], None),  # no ReLU between
+        ([conv(), nn.ReLU(), conv()], None),
+        ([conv(), ChannelShuffle(2)], None),  # the shuffle before the BatchNorm
+        ([conv(kernel=3)], None),
+        ([conv(bias=True)], None),
+        ([conv(kernel=9, groups=8), conv()], None),
+        ([conv(kernel=3, groups=4), conv()], None),
+    ],
+)
+def test_an_op_is_taken_apart_only_where_its_units_compute_the_same(layers, count):
+    torch.manual_seed(0)
+    op = Op(nn.Sequential(*layers), nn.BatchNorm2d(8), relu=True)
+    steps = units.steps_of(op)
+    assert (steps if steps is None else len(steps)) == count
+    x = torch.randn(3, 8, 9, 8)
+    with kernels.plain_path():
+        expected = copy.deepcopy(op)(x)
+    torch.testing.assert_close(units.run_op(op, x), expected, rtol=1e-5, atol=1e-5)
