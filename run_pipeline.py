@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from blocksearch import kernels
 from blocksearch.library import REFERENCE_CHANNELS, Block, BlockLibrary
 from blocksearch.search import (
     BlockSearchConfig,
@@ -285,13 +286,14 @@ class Pipeline:
         check_budgets_early(self.config.netsearch, config.space, self.images)
         if self.config.retrain.baselines:
             load_torchvision()
-        if not self.folder.blocks.exists():
+        if not self.folder.pareto.exists():
             tables = config, self.config.netsearch, self.config.retrain
             check_memory(self.dataset, *tables, device=self.device, workers=self.workers)
 
     def _claim(self) -> None:
         device, fingerprint = _device_name(self.device), self.dataset.fingerprint
-        facts = Facts(self.name, self._describe_data(), fingerprint, device, versions())
+        found = versions() | {"kernels": kernels.described(self.device)}
+        facts = Facts(self.name, self._describe_data(), fingerprint, device, found)
         self.folder.claim(facts, self.config.model_dump(mode="json"), self.console.print)
 
     def _forecast(self) -> None:

@@ -122,15 +122,17 @@ class MixedCell(nn.Module):
 
     def _plan(self, active: tuple[tuple[int, int], ...]) -> fused.CellPlan:
         """The plan of the last set of active ops is kept: most searches have but one."""
-        if self._last_plan is None or self._last_plan[0] != active:
+        ops: list[Any] = [self.edges[e][o] for e, o in active]  # type: ignore[index]
+        key = active, ops
+        if self._last_plan is None or self._last_plan[0] != key:
             inputs = self.space.inputs
+            places = [self.space.edges[e] for e, _ in active]
             terms = [
-                fused.Term(source, target - inputs, self.edges[e][o])  # type: ignore
-                for e, o in active
-                for source, target in [self.space.edges[e]]
+                fused.Term(source, target - inputs, op)
+                for (source, target), op in zip(places, ops, strict=True)
             ]
             stride = 2 if self.reduction else 1
-            self._last_plan = active, fused.CellPlan(terms, inputs, self.space.nodes, stride)
+            self._last_plan = key, fused.CellPlan(terms, inputs, self.space.nodes, stride)
         return self._last_plan[1]
 
 

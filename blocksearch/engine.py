@@ -214,6 +214,7 @@ def search(
     if state is not None:
         strategy.load_state_dict(state["strategy"])
         start = state["epoch"]
+    graphs = graphs_for(train.images.device)  # one for all kinds of steps: they share its memory
     captured: dict[Hashable, CapturedStep] = {}
 
     def one_step(x: Tensor, y: Tensor, valid_x: Tensor, valid_y: Tensor) -> dict[str, Tensor]:
@@ -225,11 +226,10 @@ def search(
         train_stream = batches(train, batch_size, epoch_generator(seed, epoch, 0), augment)
         valid_stream = cycle(valid, batch_size, epoch_generator(seed, epoch, 1), augment)
         for step, (batch, valid_batch) in enumerate(zip(train_stream, valid_stream, strict=False)):
-            name = strategy.schedule((epoch + step / steps) / epochs)
-            if name not in captured:
-                graphs = None if name is None else graphs_for(train.images.device)
-                captured[name] = CapturedStep(one_step, graphs)
-            scalars = captured[name](*batch, *valid_batch)
+            kind = strategy.schedule((epoch + step / steps) / epochs)
+            if kind not in captured:
+                captured[kind] = CapturedStep(one_step, None if kind is None else graphs)
+            scalars = captured[kind](*batch, *valid_batch)
             for name, value in scalars.items():
                 logged.setdefault(name, []).append(value)
         means = {name: float(torch.stack(values).mean()) for name, values in logged.items()}

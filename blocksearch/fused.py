@@ -28,9 +28,10 @@ import torch
 from torch import Tensor, nn
 
 from blocksearch.kernels import (
-    MAX_KERNEL,
     UNIT,
     Shape,
+    is_depthwise,
+    is_pointwise,
     lanes_of,
     library,
     refuse_second_derivative,
@@ -77,6 +78,12 @@ class CellPlan:
         self.has_norm = np.array([term.op.norm is not None for term in terms])
         self.node_of = np.array([term.node for term in terms])
         norms = [term.op.norm for term in terms if term.op.norm is not None]
+        forms = {(norm.eps, norm.affine, norm.track_running_stats) for norm in norms}
+        if len(forms) > 1 or any(affine or tracks for _, affine, tracks in forms):
+            raise ValueError(
+                "a mixed cell needs BatchNorms of one eps, without parameters and running "
+                f"statistics, got {sorted(forms)}"
+            )
         self.eps = norms[0].eps if norms else 0.0
 
     def parameters(self) -> list[Tensor]:
@@ -148,14 +155,17 @@ def _type_of(op: Op) -> type[nn.Module] | None:
     if op.norm is None:
         return None
     if isinstance(body, Separable) and op.relu:
-        known = body.convolutions[0].kernel_size[0] <= MAX_KERNEL and len(body.convolutions) <= 4
-        return Separable if known else None
+        depthwise, pointwise = body.convolutions[::2], body.convolutions[1::2]
+        known = all(map(is_depthwise, depthwise)) and all(map(is_pointwise, pointwise))
+        later = [conv for conv in depthwise[1:] if conv.stride != (1, 1)]
+        return Separable if known and not later and len(depthwise) <= 2 else None
     if isinstance(body, nn.MaxPool2d) and not op.relu:
-        form: tuple[object, ...] = (body.kernel_size, body.padding, body.dilation)
-        return nn.MaxPool2d if form == (3, 1, 1) else None
+        form: tuple[object, ...] = (body.kernel_size, body.padding, body.dilation, body.ceil_mode)
+        return nn.MaxPool2d if form == (3, 1, 1, False) else None
     if isinstance(body, nn.AvgPool2d) and not op.relu:
-        form = (body.kernel_size, body.padding, body.count_include_pad)
-        return nn.AvgPool2d if form == (3, 1, False) else None
+        form = (body.kernel_size, body.padding, body.count_include_pad, body.ceil_mode)
+        unusual = body.divisor_override is not None
+        return nn.AvgPool2d if form == (3, 1, False, False) and not unusual else None
     return None
 
 
@@ -201,7 +211,8 @@ class _MixedCell(torch.autograd.Function):
         refuse_second_derivative()
         inputs = ctx.run.plan.inputs
         weights_too = any(ctx.needs_input_grad[2 + inputs :])
-        states, weights = list(ctx.saved_tensors[:inputs]), list(ctx.saved_tensors[inputs:])
+        saved = list(ctx.saved_tensors)  # each access would unpack them again
+        states, weights = saved[:inputs], saved[inputs:]
         result = ctx.run.backward(states, grad, weights, weights_too)
         ctx.run = None  # frees what the forward pass kept
         return None, *result
@@ -327,6 +338,9 @@ class _Run:
         """Return the gradients on the gates (T, C), the input states, and the ops' parameters."""
         self.gate_grads = torch.zeros_like(self.slope)
         self.coef = self._vectors(len(self.plan.terms), 3).zero_()
+        for source, leaving in enumerate(self.plan.leaving):
+            # The states of now: what the forward pass saw may have moved since.
+            self.pointers[leaving.skips] = self._state(source, states).pointer
         by_node = torch.split(grad.permute(0, 2, 3, 1), self.channels, dim=3)
         grads = [s.new_zeros(self.batch, *self.side, self.channels) for s in states]
         grads += [g.clone(memory_format=torch.contiguous_format) for g in by_node]

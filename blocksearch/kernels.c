@@ -496,7 +496,7 @@ EXPORT void forward_pool(const REAL *x, long ldx, int is_max, REAL *z, REAL *mea
                 for (int u = top; u < bottom; u++)
                     for (int v = left; v < right; v++) {
                         vec t = load(x + (((long)b * s.height + u) * s.width + v) * ldx + c);
-                        if (is_max) a = pick(~(t <= a), t, a);
+                        if (is_max) a = pick((t > a) | (t != t), t, a);
                         else a += t;
                     }
                 if (!is_max) a /= (REAL)((bottom - top) * (right - left));
@@ -533,11 +533,11 @@ EXPORT void backward_pool(const REAL *x, long ldx, int is_max, const REAL *gz, R
                     continue;
                 }
                 vec best = (vec){0} - (REAL)INFINITY;
-                mask place = (mask){0} - 1;
+                mask place = (mask){0} + (top * s.width + left);
                 for (int u = top; u < bottom; u++)
                     for (int v = left; v < right; v++) {
                         vec t = load(from + (u * (long)s.width + v) * ldx + c);
-                        mask larger = ~(t <= best);
+                        mask larger = (t > best) | (t != t);
                         best = pick(larger, t, best);
                         place = (place & ~larger) | (((mask){0} + (u * s.width + v)) & larger);
                     }

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 SOURCE = Path(__file__).with_name("kernels.c")
 SWITCH = "PARETOBLOCKS_KERNELS"  # set to 0, the plain path runs
@@ -31,6 +31,7 @@ DTYPES = {torch.float32: ("float", "int"), torch.float64: ("double", "long")}
 MAX_KERNEL = 7
 
 _plain = False
+_warned: list[str] = []  # why there are no kernels, as soon as that was said
 
 
 @contextmanager
@@ -101,9 +102,8 @@ def library(dtype: torch.dtype, lanes: int) -> SimpleNamespace | None:
     """
     try:
         compiled = ctypes.CDLL(str(_compile(dtype, lanes)))
-    except (OSError, subprocess.SubprocessError) as error:
-        if not _warn.cache_info().currsize:  # once, whatever the next reason
-            _warn(str(getattr(error, "stderr", "") or error))
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        _warn_once(str(getattr(error, "stderr", "") or error))
         return None
     pointer, number, whole = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
     signatures: dict[str, list[Any]] = {
@@ -122,14 +122,16 @@ def library(dtype: torch.dtype, lanes: int) -> SimpleNamespace | None:
     return SimpleNamespace(**functions)
 
 
-@cache
-def _warn(reason: str) -> None:
+def _warn_once(reason: str) -> None:
+    if _warned:
+        return
+    _warned.append(reason)
     lines = reason.strip().splitlines()
     warnings.warn(
-        f"no compiled kernels ({lines[-1] if lines else 'unknown'}): block search runs in plain "
-        "PyTorch, with the same result but several times slower; a C compiler with OpenMP helps",
+        f"no compiled kernels ({lines[-1] if lines else '?'}): cells run in plain PyTorch, with "
+        "the same result up to rounding but several times slower; a C compiler with OpenMP helps",
         RuntimeWarning,
-        stacklevel=2,
+        stacklevel=3,
     )
 
 
@@ -181,6 +183,35 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def described(device: str) -> str:
+    """Say what cells run on, for the record of a run: it decides the last digits of a result."""
+    if device != "cpu" or os.environ.get(SWITCH) == "0" or library(torch.float32, 4) is None:
+        return "plain PyTorch"
+    return "compiled C"
+
+
+def is_depthwise(conv: nn.Conv2d) -> bool:
+    """Tell whether the kernels know a convolution: depthwise, square, padded to keep the size."""
+    k, d = conv.kernel_size[0], conv.dilation[0]
+    return (
+        conv.groups == conv.in_channels == conv.out_channels
+        and conv.bias is None
+        and k <= MAX_KERNEL
+        and k % 2 == 1
+        and conv.kernel_size == (k, k)
+        and conv.dilation == (d, d)
+        and conv.stride[0] == conv.stride[1]
+        and conv.padding == (d * (k - 1) // 2,) * 2
+        and conv.padding_mode == "zeros"
+    )
+
+
+def is_pointwise(conv: nn.Conv2d) -> bool:
+    """Tell whether a convolution is 1x1 and nothing else; it may have groups."""
+    form = conv.kernel_size, conv.stride, conv.padding, conv.bias
+    return form == ((1, 1), (1, 1), (0, 0), None)
 
 
 def lanes_of(channels: int) -> int:

@@ -45,19 +45,23 @@ class Gates:
         weight = self.weight[kind, edges, choices][:, None].expand(-1, width)
         mask = torch.ones_like(weight)
         if self.channels is not None:
-            groups = self.channels.shape[-1]
-            mask = self.channels[kind, edges].repeat_interleave(width // groups, dim=1)
+            mask = self._per_channel(self.channels[kind, edges], width)
             weight = weight * mask
         return weight, weight if self.scale_gradient else mask
+
+    @staticmethod
+    def _per_channel(masks: Tensor, width: int) -> Tensor:
+        groups = masks.shape[-1]
+        if width % groups:
+            raise ValueError(f"the width must be a multiple of the {groups} masks, got {width}")
+        return masks.repeat_interleave(width // groups, dim=-1)
 
     def add(self, total: Tensor | None, output: Tensor, kind: int, edge: int, op: int) -> Tensor:
         """Return `total` plus the gated output (B, C, H, W) of one op; None is a total of zero."""
         weight = self.weight[kind, edge, op]
         mask = None
         if self.channels is not None:
-            groups = self.channels.shape[-1]
-            mask = self.channels[kind, edge].repeat_interleave(output.shape[1] // groups)
-            mask = mask[:, None, None]
+            mask = self._per_channel(self.channels[kind, edge], output.shape[1])[:, None, None]
         if not self.scale_gradient:
             # value of weight * output, gradient of output
             output = weight * output.detach() + output - output.detach()

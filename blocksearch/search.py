@@ -67,6 +67,13 @@ class BlockSearchConfig(BaseModel):
         ops = OP_SETS[self.ops] if isinstance(self.ops, str) else self.ops
         return SearchSpace(ops, self.nodes, edges_per_node=self.edges_per_node)
 
+    def threads(self, seed: int, workers: int) -> int:
+        """Return the compute threads of a search, so that all of them use `workers` threads.
+
+        By all searches and not by those that are left: another number of threads rounds otherwise.
+        """
+        return max(1, workers // len(self.searches(seed)))
+
     def searches(self, seed: int) -> list["Search"]:
         """Return every search to run: strategies x swept settings x seeds.
 
@@ -227,10 +234,8 @@ def search_blocks(
             (context.folder / f"{one.name}.ckpt").unlink(missing_ok=True)
     context.folder.mkdir(parents=True, exist_ok=True)
     tasks = {one.name: (one, context) for one in missing}
-    # By all searches, not the missing ones: another number of threads rounds otherwise.
-    side_by_side = min(workers, len(searches))
-    threads = max(1, workers // side_by_side)
-    for name, result in run_tasks(run_search, tasks, side_by_side, threads):
+    threads = context.config.threads(seed, workers)
+    for name, result in run_tasks(run_search, tasks, min(workers, len(searches)), threads):
         if isinstance(result, WorkerDied):
             raise InputError(f"block search {name}: {result}; is there enough memory?")
     found: list[FoundCell] = []

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from blocksearch import kernels
 from blocksearch.kernels import (
-    MAX_KERNEL,
     UNIT,
     Shape,
+    is_depthwise,
+    is_pointwise,
     lanes_of,
     library,
     refuse_second_derivative,
@@ -35,8 +36,8 @@ class Unit(NamedTuple):
         """Tell whether `run` can take the place of the modules."""
         uses_batch = self.norm.training or not self.norm.track_running_stats
         whole_vectors = self.pointwise.out_channels % 4 == 0
-        one_dtype = self.pointwise.weight.dtype == x.dtype
-        return uses_batch and whole_vectors and one_dtype and kernels.fits(x)
+        usual = self.norm.momentum is not None and self.pointwise.weight.dtype == x.dtype
+        return uses_batch and whole_vectors and usual and kernels.fits(x)
 
     def run(self, x: Tensor) -> Tensor:
         """Map (B, K, H, W) to (B, C, H', W') in channels_last, as the modules do in training."""
@@ -202,18 +203,13 @@ def steps_of(op: Op) -> list[Unit | ChannelShuffle] | None:
 
 def _form_a_unit(convolutions: list[nn.Conv2d]) -> bool:
     """Tell whether these are a 1x1 convolution, perhaps with a depthwise one before it."""
-    if not convolutions or any(conv.bias is not None for conv in convolutions):
+    if not convolutions:
         return False
     *before, last = convolutions
-    if (last.kernel_size, last.stride) != ((1, 1), (1, 1)) or len(before) > 1:
+    if not is_pointwise(last) or len(before) > 1:
         return False
     return all(
-        conv.groups
-        == conv.in_channels
-        == conv.out_channels
-        == last.in_channels
-        == last.out_channels
-        and conv.kernel_size[0] <= MAX_KERNEL
+        is_depthwise(conv) and conv.out_channels == last.in_channels == last.out_channels
         for conv in before
     )
 

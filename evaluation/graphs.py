@@ -31,10 +31,15 @@ class Graphs(Protocol):
 
 
 class CudaGraphs:
-    """Steps run on a side stream, as a capture demands, and are captured into a `CUDAGraph`."""
+    """Steps run on a side stream, as a capture demands, and are captured into a `CUDAGraph`.
+
+    All captures share one pool of memory: no step reads what another left there, and no two run at
+    the same time.
+    """
 
     def __init__(self) -> None:
         self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self.pool = torch.cuda.graph_pool_handle()
 
     def run(self, step: Callable[[], Outputs]) -> Outputs:
         """Run a step on the side stream."""
@@ -47,7 +52,7 @@ class CudaGraphs:
     def capture(self, step: Callable[[], Outputs]) -> tuple[Replay, Outputs]:
         """Record a step."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=self.pool):
             outputs = step()
         return graph.replay, outputs
 

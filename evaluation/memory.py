@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 MARGIN = 0.2  # part of the available memory that stays free: a CPU's peaks vary by so much
-SMALL_BATCH, TINY_BATCH = 8, 2
+TINY_BATCH, SMALL_BATCHES = 2, (32, 8)
 POLL_S = 0.001
 KIB = 1024
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
@@ -81,12 +81,18 @@ def largest_batch(measure: Callable[[int], int], available: int, wanted: int) ->
         available: Bytes.
         wanted: Images.
     """
-    at_small = measure(SMALL_BATCH)
-    # n times the batch needs at most n times the memory, so the second measurement fits too.
-    times = min(4, available // max(1, at_small))
-    other = SMALL_BATCH * times if times > 1 else TINY_BATCH
-    per_image = max(1.0, (measure(other) - at_small) / (other - SMALL_BATCH))
-    room = (1 - MARGIN) * available - (at_small - SMALL_BATCH * per_image)
+    try:
+        first = min(TINY_BATCH, wanted)
+        at_first = measure(first)
+        # n times the batch needs at most n times the memory, so these fit too.
+        affordable = first * (available // max(1, at_first))
+        second = next((b for b in SMALL_BATCHES if b <= min(affordable, wanted)), 1)
+        if first == second:
+            return int(at_first <= (1 - MARGIN) * available)
+        per_image = max(1.0, (measure(second) - at_first) / (second - first))
+    except (MemoryError, torch.OutOfMemoryError):
+        return 0
+    room = (1 - MARGIN) * available - (at_first - first * per_image)
     return min(wanted, max(0, int(room / per_image)))
 
 

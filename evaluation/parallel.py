@@ -41,6 +41,7 @@ def run_tasks(
         threads: Compute threads of each worker.
     """
     if workers == 1:
+        keep_freed_memory()
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:

@@ -56,10 +56,11 @@ def forecast(
 ) -> Forecast:
     """Time two steps of block search, proxy training and retraining, after one that warms up."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the workers
     try:
         searches = blocks.searches(seed=0)
+        torch.set_num_threads(blocks.threads(seed=0, workers=workers))
         step_s = _time_search_steps(searches[0], blocks, dataset, augment, device)
+        torch.set_num_threads(1)  # as in the workers
         rounds = -(-len(searches) // workers)
         blocks_s = step_s * blocks.epochs * _steps(dataset.search_train, blocks.batch_size) * rounds
         build = _middle_network(dataset, blocks, networks)
@@ -116,7 +117,8 @@ def check_memory(
                 f"that does is {fits}"
             )
 
-    check("blocksearch", blocks.batch_size, min(workers, len(searches)), search_steps)
+    wanted = min(blocks.batch_size, len(dataset.search_train))
+    check("blocksearch", wanted, min(workers, len(searches)), search_steps)
     for key, recipe, split in (
         ("netsearch.train", networks.train, dataset.search_train),
         ("retrain.train", retraining.train, dataset.train),

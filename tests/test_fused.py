@@ -1,6 +1,7 @@
 """The compiled cell and the plain one against the textbook's; and what happens without kernels."""
 
 import copy
+import math
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from textbook import TextbookSupernet
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -498,11 +500,10 @@ def no_library(monkeypatch, tmp_path: Path) -> Iterator[None]:
     """Nothing compiled, nothing loaded, nothing said so far."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv(kernels.SWITCH, raising=False)
-    for cached in (kernels.library, kernels._warn):
-        cached.cache_clear()
+    monkeypatch.setattr(kernels, "_warned", [])
+    kernels.library.cache_clear()
     yield
-    for cached in (kernels.library, kernels._warn):
-        cached.cache_clear()
+    kernels.library.cache_clear()
 
 
 def script(place: Path, body: str) -> str:
@@ -612,3 +613,42 @@ def test_a_large_mean_costs_few_digits_in_single_precision(name):
     op, x = make_op(name, 8, 1).float(), (normal(8, 8, 32, 32) + 30.0).float()
     exact = make_op(name, 8, 1)(x.double())
     assert (one_op(op, x, 1) - exact).abs().max() < 1e-4 * exact.abs().max()
+
+
+@pytest.mark.parametrize("name", ["max_pool_3x3", "avg_pool_3x3"])
+@pytest.mark.parametrize("place", [(0, 0), (1, 2), (4, 4)])
+def test_a_pool_passes_on_what_is_not_a_number_from_every_place(name, place):
+    op, x = make_op(name, 8, 1), normal(2, 8, 5, 5)
+    x[(0, 3, *place)] = math.nan
+    expected = op(x)
+    assert expected[:, 3].isnan().all() and not expected[:, 4].isnan().any()
+    assert torch.equal(one_op(op, x, 1).isnan(), expected.isnan())
+
+
+def test_a_cell_whose_op_was_replaced_runs_the_new_one():
+    net, gates, images, _ = case("light", "dense", 8, 3, 2)
+    before = net(images, gates)
+    cell = net.cells[0]
+    cell.edges[0][net.space.ops.index("dws_conv_3x3")] = make_op("dws_conv_3x3", 8, 1)
+    after = net(images, gates)
+    assert not torch.allclose(before, after)
+    with kernels.plain_path():
+        torch.testing.assert_close(net(images, gates), after, rtol=1e-9, atol=1e-9)
+
+
+def test_a_cell_runs_under_checkpointing_and_offloading():
+    net, gates, images, _ = case("light", "dense", 8, 3, 2)
+    weights = list(net.parameters())
+    expected = torch.autograd.grad(net(images, gates).square().sum(), weights)
+    logits = torch.utils.checkpoint.checkpoint(net, images, gates, use_reentrant=False)
+    assert_near(torch.autograd.grad(logits.square().sum(), weights), expected, 1e-9)
+    with torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone):
+        logits = net(images, gates)
+    assert_near(torch.autograd.grad(logits.square().sum(), weights), expected, 1e-9)
+
+
+def test_width_masks_that_do_not_divide_the_width_are_refused():
+    net, gates, images, _ = case("light", "dense", 8, 3, 2)
+    masks = torch.ones(2, len(net.space.edges), 3)
+    with pytest.raises(ValueError, match="multiple of the 3 masks, got 8"):
+        net(images, Gates(gates.weight, channels=masks))

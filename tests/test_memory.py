@@ -222,3 +222,14 @@ def test_kept_memory_is_used_again_without_page_faults():
 def test_a_c_library_without_the_setting_is_left_alone(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     assert keep_freed_memory() is False
+
+
+@pytest.mark.parametrize("most", [0, 2, 8])
+def test_a_measurement_that_runs_out_of_memory_is_a_batch_that_does_not_fit(most):
+    def measure(batch):
+        if batch > most:
+            raise torch.OutOfMemoryError("none left")
+        return batch
+
+    assert largest_batch(measure, 1000, 64) == 0
+    assert largest_batch(lambda batch: batch, 1000, 1) == 1

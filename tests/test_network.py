@@ -183,23 +183,39 @@ def test_a_network_under_training_does_run_on_the_kernels(monkeypatch):
     assert len(ran) == 5  # which use running statistics instead
 
 
-def conv(out=8, kernel=1, groups=1, bias=False):
-    return nn.Conv2d(8, out, kernel, padding=kernel // 2, groups=groups, bias=bias)
+def point(**form):
+    return conv(1, **{"padding": 0, **form})
+
+
+def conv(kernel=1, groups=1, bias=False, **form):
+    return nn.Conv2d(8, 8, kernel, groups=groups, bias=bias, **form)
+
+
+def depthwise(kernel=3, **form):
+    return conv(kernel, 8, **{"padding": 1, **form})
 
 
 @pytest.mark.parametrize(
     ("layers", "count"),
     [
-        ([conv()], 1),
-        ([conv(kernel=3, groups=8), conv()], 1),
-        ([conv(), nn.BatchNorm2d(8), nn.ReLU(), conv(groups=2)], 2),
-        ([conv(), nn.BatchNorm2d(8), conv()], None),  # no ReLU between
-        ([conv(), nn.ReLU(), conv()], None),
-        ([conv(), ChannelShuffle(2)], None),  # the shuffle before the BatchNorm
-        ([conv(kernel=3)], None),
-        ([conv(bias=True)], None),
-        ([conv(kernel=9, groups=8), conv()], None),
-        ([conv(kernel=3, groups=4), conv()], None),
+        ([point()], 1),
+        ([depthwise(), point()], 1),
+        ([depthwise(stride=2), point()], 1),
+        ([point(), nn.BatchNorm2d(8), nn.ReLU(), point(groups=2)], 2),
+        ([point(), nn.BatchNorm2d(8), point()], None),  # no ReLU between
+        ([point(), nn.ReLU(), point()], None),
+        ([point(), ChannelShuffle(2)], None),  # the shuffle before the BatchNorm
+        ([point(bias=True)], None),
+        ([point(padding=1)], None),
+        ([depthwise(), point(padding=1)], None),
+        ([conv(3, padding=1)], None),
+        ([conv(3, groups=4, padding=1), point()], None),
+        ([depthwise(9, padding=4), point()], None),
+        ([depthwise(4), point()], None),
+        ([depthwise(padding=0), point()], None),
+        ([depthwise(padding_mode="reflect"), point()], None),
+        ([depthwise((1, 7), padding=(0, 3)), point()], None),
+        ([depthwise((7, 1), padding=(3, 0)), point()], None),
     ],
 )
 def test_an_op_is_taken_apart_only_where_its_units_compute_the_same(layers, count):
