@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 MARGIN = 0.2  # part of the available memory that stays free: a CPU's peaks vary by so much
-TINY_BATCH, SMALL_BATCHES = 2, (32, 8)
+TINY_BATCH, SMALL_BATCHES = 2, (32, 8, 3)
 POLL_S = 0.001
 KIB = 1024
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
@@ -84,11 +84,13 @@ def largest_batch(measure: Callable[[int], int], available: int, wanted: int) ->
     try:
         first = min(TINY_BATCH, wanted)
         at_first = measure(first)
+        if wanted == first and at_first <= (1 - MARGIN) * available:
+            return wanted
         # n times the batch needs at most n times the memory, so these fit too.
         affordable = first * (available // max(1, at_first))
         second = next((b for b in SMALL_BATCHES if b <= min(affordable, wanted)), 1)
         if first == second:
-            return int(at_first <= (1 - MARGIN) * available)
+            return 0
         per_image = max(1.0, (measure(second) - at_first) / (second - first))
     except (MemoryError, torch.OutOfMemoryError):
         return 0

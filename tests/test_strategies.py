@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -245,3 +246,30 @@ def test_a_search_whose_steps_are_replayed_equals_the_eager_one(
         tensors_that_a_step_changes(replayed), tensors_that_a_step_changes(eager), strict=True
     ):
         assert torch.equal(one, other)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@every_strategy
+def test_on_a_gpu_a_search_is_captured_without_a_warning_and_falls_as_the_eager_one(
+    strategy_class, make_setup, period_split, monkeypatch
+):
+    def searched() -> list[float]:
+        setup = make_setup(OPS)
+        setup.supernet.to("cuda")
+        setup = replace(setup, op_costs=setup.op_costs.to("cuda"))
+        losses: list[float] = []
+        search(
+            build(strategy_class, setup),
+            period_split(64, 0).to("cuda"),
+            period_split(64, 1).to("cuda"),
+            epochs=6,
+            batch_size=8,
+            seed=0,
+            augment=AugmentConfig(),
+            on_epoch=lambda epoch, scalars: losses.append(scalars["train_loss"]),
+        )
+        return losses
+
+    captured = searched()  # a warning would be an error
+    monkeypatch.setattr(blocksearch.engine, "graphs_for", lambda device: None)
+    assert captured == pytest.approx(searched(), rel=1e-2)
