@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from blocksearch import kernels
 from blocksearch.engine import Batch, SearchSetup, WeightConfig
 from blocksearch.space import SearchSpace
 from blocksearch.supernet import Supernet
@@ -19,6 +20,13 @@ PERIOD_PX = 3
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def needs_kernels() -> None:
+    """Skip where there is no C compiler."""
+    if not kernels.fits(torch.empty(1, 4, 1, 1)):
+        pytest.skip("no compiled kernels")
 
 
 @pytest.fixture(scope="session")

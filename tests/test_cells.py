@@ -101,7 +101,9 @@ def test_active_changes_no_result_where_the_gates_are_zero(reduction, halve_firs
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["fused", "plain"])
-def test_an_inactive_op_does_not_run_and_gets_no_gradient(plain, monkeypatch):
+def test_an_inactive_op_does_not_run_and_gets_no_gradient(plain, monkeypatch, request):
+    if not plain:
+        request.getfixturevalue("needs_kernels")
     space = SearchSpace(("none", "skip_connect", "dws_conv_3x3", "ghost_3x3"), nodes=2)
     mixed = mixed_cell(space, reduction=True, halve_first=False)
     place = {op: (e, o) for e, ops in enumerate(mixed.edges) for o, op in enumerate(ops)}

@@ -269,7 +269,9 @@ def test_the_shared_weight_accuracy_is_the_fraction_that_is_right():
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["fused", "plain"])
-def test_the_shared_weight_accuracy_runs_only_the_ops_of_the_cells(plain, monkeypatch):
+def test_the_shared_weight_accuracy_runs_only_the_ops_of_the_cells(plain, monkeypatch, request):
+    if not plain:
+        request.getfixturevalue("needs_kernels")
     supernet = make_supernet()
     ran = []
     names = {

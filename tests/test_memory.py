@@ -14,7 +14,17 @@ from evaluation.memory import available_bytes, keep_freed_memory, largest_batch,
 
 MIB = 2**20
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # glibc's malloc.h
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def freed_memory_goes_back() -> None:
+    """As in a new process, whatever ran in this one before: glibc's defaults."""
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(M_MMAP_MAX, 65536)
+        mallopt(M_MMAP_THRESHOLD, 2**17)
+        mallopt(M_TRIM_THRESHOLD, 2**17)
 
 
 def hold(mib):

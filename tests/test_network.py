@@ -170,7 +170,7 @@ def test_training_on_the_kernels_equals_training_in_pytorch(ops, width):
         torch.testing.assert_close(network.eval()(x), twin.eval()(x), rtol=1e-9, atol=1e-11)
 
 
-def test_a_network_under_training_does_run_on_the_kernels(monkeypatch):
+def test_a_network_under_training_does_run_on_the_kernels(monkeypatch, needs_kernels):
     ran = []
     forward = units.Unit.run
     monkeypatch.setattr(units.Unit, "run", lambda unit, x: ran.append(unit) or forward(unit, x))
