@@ -14,7 +14,7 @@ from evaluation.pareto import Budgets
 from evaluation.records import Archive, Cost, ModelRecord
 from evaluation.training import TrainingContext, accuracy, seeded_model, train
 from netsearch.genome import GenomeSpace
-from netsearch.network import NetworkBuilder, builder, predict_cost
+from netsearch.network import NetworkBuilder, builder, extreme_genomes, predict_cost
 
 Genome = tuple[int, ...]
 
@@ -93,6 +93,11 @@ class Evaluator:
         if genome not in self._ids:
             self._ids[genome] = self.space.decode(genome).id(self.cells)
         return self._ids[genome]
+
+    def cheapest(self, count: str) -> Genome:
+        """Return a genome than which none of the space has less `count`, params or flops."""
+        cells, shape, classes = self.cells, self.image_shape, self.classes
+        return extreme_genomes(self.space, cells, shape, classes, count)[0]
 
     def fits(self, genome: Genome) -> bool:
         """Tell whether a genome's network keeps the hard budgets."""

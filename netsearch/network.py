@@ -134,6 +134,35 @@ def predict_cost(
     return total + Cost(params=(last + 1) * classes, flops=last * classes)
 
 
+def extreme_genomes(
+    space: GenomeSpace,
+    cells: Mapping[str, Cell],
+    image_shape: tuple[int, int, int],
+    classes: int,
+    count: str,
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return a genome with the least `count` (`params` or `flops`) of the space, and the largest.
+
+    Costs grow with every depth and width, so the extremes stand at the ends of those genes; a block
+    changes no count outside itself, so its gene is settled by itself.
+    """
+
+    def settle(start: Sequence[int], better: Callable[[Iterable[int]], int]) -> tuple[int, ...]:
+        best = []
+        for gene, top in enumerate(space.upper):
+            values = range(int(top) + 1) if gene >= ends else [start[gene]]
+            costs = [cost([*start[:gene], value, *start[gene + 1 :]]) for value in values]
+            best.append(values[costs.index(better(costs))])
+        return tuple(best)
+
+    def cost(genome: Sequence[int]) -> int:
+        return predict_cost(space.decode(genome), cells, image_shape, classes).count(count)
+
+    ends = 2 * space.stages
+    high = [int(top) if gene < ends else 0 for gene, top in enumerate(space.upper)]
+    return settle([0] * len(high), min), settle(high, max)
+
+
 def extreme_costs(
     space: GenomeSpace,
     cells: Mapping[str, Cell],
@@ -142,29 +171,18 @@ def extreme_costs(
 ) -> tuple[Cost, Cost]:
     """Return the least and the largest params and FLOPs that a network of the space has.
 
-    The two counts of one answer may belong to two networks. Costs grow with every depth and width,
-    so the extremes stand at the ends of those genes; a block changes no count outside itself, so
-    its gene is settled by itself.
+    The two counts of one answer may belong to two networks.
     """
 
-    def settle(start: list[int], better: Callable[[Iterable[int]], int], count: str) -> int:
-        best = []
-        for gene, top in enumerate(space.upper):
-            values = range(int(top) + 1) if gene >= 2 * space.stages else [start[gene]]
-            costs = [cost([*start[:gene], value, *start[gene + 1 :]], count) for value in values]
-            best.append(values[costs.index(better(costs))])
-        return cost(best, count)
+    def ends(count: str) -> tuple[int, int]:
+        least, largest = extreme_genomes(space, cells, image_shape, classes, count)
+        costs = [
+            predict_cost(space.decode(g), cells, image_shape, classes) for g in (least, largest)
+        ]
+        return costs[0].count(count), costs[1].count(count)
 
-    def cost(genome: Sequence[int], count: str) -> int:
-        return predict_cost(space.decode(genome), cells, image_shape, classes).count(count)
-
-    ends = 2 * space.stages
-    low = [0] * len(space.upper)
-    high = [int(top) if gene < ends else 0 for gene, top in enumerate(space.upper)]
-    return (
-        Cost(settle(low, min, "params"), settle(low, min, "flops")),
-        Cost(settle(high, max, "params"), settle(high, max, "flops")),
-    )
+    params, flops = ends("params"), ends("flops")
+    return Cost(params[0], flops[0]), Cost(params[1], flops[1])
 
 
 def least_cells(space: SearchSpace, count: str) -> dict[str, Cell]:

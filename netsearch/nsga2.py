@@ -6,7 +6,7 @@ with the archive of an unbroken one. Nothing of pymoo's state is ever saved.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -91,7 +91,7 @@ def nsga2(
     )
     algorithm = NSGA2(
         pop_size=config.population,
-        sampling=SizeSampling(evaluator),
+        sampling=SizeSampling(evaluator, config.costs),
         crossover=UX(prob=config.crossover),
         mutation=RandomReset(prob_var=config.mutation or 1.0 / problem.n_var),
         eliminate_duplicates=True,
@@ -119,6 +119,7 @@ def random_search(
     evaluator: Evaluator,
     archive: Archive,
     evaluations: int,
+    costs: Sequence[str],
     seed: int,
 ) -> None:
     """Evaluate distinct networks drawn as the first population of `nsga2` is.
@@ -126,24 +127,28 @@ def random_search(
     With the same sampler, a difference between the two is the work of selection and variation.
     """
     generator = np.random.default_rng(seed)
-    genomes, _ = sample_sizes(evaluator, evaluations, generator)
+    genomes, _ = sample_sizes(evaluator, evaluations, costs, generator)
     evaluator.evaluate(genomes, archive)
 
 
 def sample_sizes(
-    evaluator: Evaluator, count: int, generator: np.random.Generator
+    evaluator: Evaluator, count: int, costs: Sequence[str], generator: np.random.Generator
 ) -> tuple[list[Genome], list[Genome]]:
     """Draw genomes spread from small networks to large ones.
+
+    The cheapest of the space by each of `costs` come first: one end of the front, known beforehand.
 
     Returns:
         At most `count` distinct genomes within the hard budgets, and some that are over them.
     """
-    chosen: dict[Genome, bool] = {}
+    cheapest = [evaluator.cheapest(name) for name in costs]
+    chosen = {genome: True for genome in cheapest if evaluator.fits(genome)}
     over: dict[Genome, bool] = {}
+    drawn = max(count - len(chosen), 1)
     for attempt in range(count * TRIES_PER_SAMPLE):
         if len(chosen) == count:
             break
-        size = attempt % count / max(count - 1, 1)
+        size = attempt % drawn / max(drawn - 1, 1)
         genome = evaluator.space.random_of_size(size, generator)
         (chosen if evaluator.fits(genome) else over)[genome] = True
     return [*chosen], [*over]
@@ -187,14 +192,14 @@ class SizeSampling(Sampling):  # type: ignore[misc]
     If too few are found, the rest are genomes over budget, which are told as such.
     """
 
-    def __init__(self, evaluator: Evaluator):
+    def __init__(self, evaluator: Evaluator, costs: Sequence[str]):
         super().__init__()
-        self.evaluator = evaluator
+        self.evaluator, self.costs = evaluator, costs
 
     def _do(
         self, problem: Problem, n_samples: int, *args: Any, random_state: Any = None, **kwargs: Any
     ) -> NDArray[np.int64]:
-        chosen, over = sample_sizes(self.evaluator, n_samples, random_state)
+        chosen, over = sample_sizes(self.evaluator, n_samples, self.costs, random_state)
         return np.array([*chosen, *over][:n_samples])
 
 

@@ -97,7 +97,8 @@ def search_networks(
     nsga2(evaluator, archive, config, seed, say)
     hypervolume = {"NSGA-II": box.hypervolume(list(archive))}
     if config.random_search:
-        random_search(replace(evaluator, known=(archive,)), random_archive, len(archive), seed)
+        known = replace(evaluator, known=(archive,))
+        random_search(known, random_archive, len(archive), config.costs, seed)
         hypervolume["random search"] = box.hypervolume(list(random_archive))
     front = pareto_set(list(archive), config.costs)
     if not front:

@@ -362,7 +362,9 @@ def test_mutation_does_not_change_its_argument():
 def sample(evaluator, count):
     problem = Problem(n_var=len(evaluator.space.upper), n_obj=1)
     generator = np.random.default_rng(0)
-    population = SizeSampling(evaluator).do(problem, count, random_state=generator)
+    population = SizeSampling(evaluator, ("params", "flops")).do(
+        problem, count, random_state=generator
+    )
     return [tuple(int(gene) for gene in row) for row in population.get("X")]
 
 
@@ -381,6 +383,18 @@ def test_the_first_population_reaches_from_the_smallest_size_to_the_largest():
         assert genomes[0] == (0,) * sizes and genomes[-1] == tuple(SPACE.upper[:sizes])
 
 
+def test_both_searches_evaluate_the_cheapest_network_so_a_front_reaches_that_end(tmp_path, trained):
+    least, _ = extreme_costs(SPACE, CELLS, SHAPE, CLASSES)
+    for seed in range(3):
+        drawn = Archive(tmp_path / f"random{seed}")
+        random_search(evaluator_of(), drawn, 8, ("params", "flops"), seed)
+        evolved = search(tmp_path / f"{seed}", seed, costs=("params", "flops"))
+        for archive in (evolved, drawn):
+            front = pareto_set(list(archive), ("params",))
+            assert front[0].cost.params == least.params
+            assert min(record.cost.flops for record in archive) == least.flops
+
+
 def test_the_first_population_is_filled_up_when_too_few_networks_are_feasible():
     costs = sorted(evaluator_of(TINY).cost(g).params for g in genomes_of(TINY))
     tight = evaluator_of(TINY, Budgets(max_params=costs[2]))
@@ -394,7 +408,7 @@ def test_random_search_draws_distinct_networks_within_the_budget_from_its_seed(t
     tight = evaluator_of(budgets=Budgets(max_params=int(np.median(costs))))
     archives = [Archive(tmp_path / name) for name in "abc"]
     for archive, seed in zip(archives, (0, 0, 1), strict=True):
-        random_search(tight, archive, 50, seed)
+        random_search(tight, archive, 50, ("params",), seed)
     first, same, other = ([r.id for r in archive] for archive in archives)
     assert first == same != other
     assert len(set(first)) == 50
@@ -402,17 +416,17 @@ def test_random_search_draws_distinct_networks_within_the_budget_from_its_seed(t
 
 
 def test_random_search_resumes_without_training_twice(tmp_path, trained):
-    random_search(evaluator_of(), Archive(tmp_path / "a"), 30, seed=0)
+    random_search(evaluator_of(), Archive(tmp_path / "a"), 30, ("params",), seed=0)
     whole = (tmp_path / "a").read_text()
     (tmp_path / "a").write_text("".join(whole.splitlines(keepends=True)[:11]))  # a kill
     trained.clear()
-    random_search(evaluator_of(), Archive(tmp_path / "a"), 30, seed=0)
+    random_search(evaluator_of(), Archive(tmp_path / "a"), 30, ("params",), seed=0)
     assert (tmp_path / "a").read_text() == whole
     assert len(trained) == len(set(trained)) == 19
 
 
 def test_random_search_of_a_small_space_ends_with_all_of_it(tmp_path, trained):
-    random_search(evaluator_of(TINY), Archive(tmp_path / "a"), 17, seed=0)
+    random_search(evaluator_of(TINY), Archive(tmp_path / "a"), 17, ("params",), seed=0)
     assert len(Archive(tmp_path / "a")) == 16
 
 
@@ -441,6 +455,9 @@ class TableEvaluator:
 
     def cost(self, genome):
         return Cost(self.table[genome][1], 0)
+
+    def cheapest(self, count):
+        return min(self.table, key=lambda genome: self.cost(genome).count(count))
 
     def id(self, genome):
         return "-".join(map(str, genome))
@@ -522,7 +539,7 @@ def test_on_the_nats_size_table_nsga2_nears_the_true_front_and_beats_uniform_ran
             config(population=population, evaluations=evaluations),
             seed,
         )
-        random_search(TableEvaluator(table), spread, evaluations, seed)
+        random_search(TableEvaluator(table), spread, evaluations, ("params",), seed)
         TableEvaluator(table).draw_uniformly(evaluations, seed, uniform)
         shares.append([share(archive) for archive in (evolved, spread, uniform)])
     evolved, spread, uniform = np.array(shares).T
