@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from blocksearch import fused, kernels
+from blocksearch.forms import PLAIN, Form, Whole, passage_of
 from blocksearch.ops import Zero, build_op, factorized_reduce, relu_conv_bn
 from blocksearch.relaxation import Gates
 from blocksearch.space import Cell, SearchSpace
@@ -15,19 +16,33 @@ from blocksearch.units import run_op
 class CellInputs(nn.Module):
     """Bring the outputs of the two previous cells to one width and one resolution.
 
-    `halve_first` says that the older one has twice the resolution, as after a reduction cell.
+    `halve_first` says that the older one has twice the resolution, as after a reduction cell. A
+    cell with a single input reads the newer one as it is.
     """
 
     def __init__(
-        self, in_channels: tuple[int, int], channels: int, *, halve_first: bool, searching: bool
+        self,
+        in_channels: tuple[int, int],
+        channels: int,
+        *,
+        halve_first: bool,
+        searching: bool,
+        inputs: int = 2,
     ):
         super().__init__()
+        self.single = inputs == 1
+        if self.single:
+            if in_channels[1] != channels:
+                raise ValueError(f"expected an input of {channels} channels, got {in_channels[1]}")
+            return
         first = factorized_reduce if halve_first else relu_conv_bn
         self.first = first(in_channels[0], channels, searching)
         self.second = relu_conv_bn(in_channels[1], channels, searching)
 
     def forward(self, s0: Tensor, s1: Tensor) -> list[Tensor]:
-        """Map the two outputs to two states (B, C, H, W)."""
+        """Map the two outputs to the cell's input states (B, C, H, W)."""
+        if self.single:
+            return [s1]
         return [run_op(self.first, s0), run_op(self.second, s1)]
 
 
@@ -45,20 +60,30 @@ class MixedCell(nn.Module):
         *,
         reduction: bool,
         halve_first: bool,
+        form: Form = PLAIN,
     ):
         super().__init__()
         self.space = space
         self.reduction = reduction
-        self.inputs = CellInputs(in_channels, channels, halve_first=halve_first, searching=True)
-        self.edges = nn.ModuleList(
-            nn.ModuleList(
-                build_op(op, channels, _stride(source, space.inputs, reduction), searching=True)
-                for op in space.ops
-            )
-            for source, _ in space.edges
+        self.form = form
+        self.channels = channels
+        self.inputs = CellInputs(
+            in_channels, channels, halve_first=halve_first, searching=True, inputs=space.inputs
         )
+        width = form.op_channels(channels) if form != PLAIN else channels
+
+        def ops(source: int) -> nn.ModuleList:
+            stride = _stride(source, space.inputs, reduction)
+            return nn.ModuleList(build_op(op, width, stride, searching=True) for op in space.ops)
+
+        states = space.inputs + space.nodes
+        shared = [ops(source) for source in range(states - 1)] if form.share_ops else None
+        self.edges = nn.ModuleList(
+            shared[source] if shared else ops(source) for source, _ in space.edges
+        )
+        self.passage = passage_of(form, space, channels, reduction=reduction)
         self.zero = Zero(_stride(0, space.inputs, reduction))
-        self.out_channels = space.nodes * channels
+        self.out_channels = (space.nodes if space.output == "concat" else 1) * channels
         self._last_plan: tuple[object, fused.CellPlan] | None = None
 
     def forward(self, s0: Tensor, s1: Tensor, gates: Gates, kind: int) -> Tensor:
@@ -71,13 +96,16 @@ class MixedCell(nn.Module):
             kind: Which kind this cell is.
 
         Returns:
-            (B, N * C, H', W'), all nodes concatenated.
+            (B, N * C, H', W'), all nodes concatenated, or (B, C, H', W'), the last of them.
         """
         states = self.inputs(s0, s1)
         active = self._active(gates, kind)
-        if active and kernels.fits(states[0]):
-            return self._fused(states, gates, kind, active)
-        return self._plain(states, gates, kind, active)
+        simple = isinstance(self.passage, Whole) and not self.form.share_ops
+        if active and simple and kernels.fits(states[0]):
+            nodes = self._fused(states, gates, kind, active)
+        else:
+            nodes = self._plain(states, gates, kind, active)
+        return nodes if self.space.output == "concat" else nodes[:, -self.channels :]
 
     def _active(self, gates: Gates, kind: int) -> list[tuple[int, int]]:
         """The (edge, op) that run, grouped by node."""
@@ -92,22 +120,27 @@ class MixedCell(nn.Module):
     def _plain(
         self, states: list[Tensor], gates: Gates, kind: int, active: list[tuple[int, int]]
     ) -> Tensor:
-        """State by state: one ReLU for all ops that leave it, and ops without weights once."""
-        inputs = self.space.inputs
+        """State by state: one ReLU for all ops that leave it, and equal ops once."""
+        inputs, last = self.space.inputs, self.space.inputs + self.space.nodes - 1
+        entered: list[Tensor] = []
         sums: list[Tensor | None] = [None] * self.space.nodes
-        for source in range(inputs + self.space.nodes):
+        for source in range(last + 1):
             if source >= inputs:
-                node = sums[source - inputs]
-                states.append(self.zero(states[0]) if node is None else node)
+                node = source - inputs
+                total = sums[node]
+                total = self.zero(entered[0]) if total is None else total
+                states.append(self.passage.leave(total, states, gates, kind, node))
+            if source < last:
+                entered.append(self.passage.enter(states[source], source))
             leaving = [(e, o) for e, o in active if self.space.edges[e][0] == source]
-            activated = torch.relu(states[source]) if leaving else None
+            activated = torch.relu(entered[source]) if leaving else None
             shared: dict[int, Tensor] = {}
             for e, o in leaving:
                 op: Any = self.edges[e][o]  # type: ignore[index]
                 y = shared.get(o)
                 if y is None:
-                    y = op.normalise(op.body(activated if op.relu else states[source]))
-                    if next(op.parameters(), None) is None:
+                    y = op.normalise(op.body(activated if op.relu else entered[source]))
+                    if self.form.share_ops or next(op.parameters(), None) is None:
                         shared[o] = y
                 n = self.space.edges[e][1] - inputs
                 sums[n] = gates.add(sums[n], y, kind, e, o)
@@ -155,22 +188,29 @@ class DiscreteCell(nn.Module):
         super().__init__()
         self.cell = cell
         self.inputs = CellInputs(
-            in_channels, channels, halve_first=halve_first, searching=searching
+            in_channels,
+            channels,
+            halve_first=halve_first,
+            searching=searching,
+            inputs=cell.inputs,
         )
         self.edges = nn.ModuleList(
             build_op(edge.op, channels, _stride(edge.source, cell.inputs, reduction), searching)
             for node in cell.nodes
             for edge in node
         )
-        self.out_channels = len(cell.nodes) * channels
+        self.zero = Zero(_stride(0, cell.inputs, reduction))
+        self.out_channels = len(cell.outputs) * channels
 
     def forward(self, s0: Tensor, s1: Tensor) -> Tensor:
-        """Map (B, C0, H0, W0) and (B, C1, H, W) to (B, N * C, H', W'), all nodes concatenated."""
+        """Map (B, C0, H0, W0) and (B, C1, H, W) to the concatenated nodes, or to the last one."""
         states = self.inputs(s0, s1)
         ops: Any = iter(self.edges)
         for node in self.cell.nodes:
-            states.append(_sum([run_op(next(ops), states[edge.source]) for edge in node]))
-        return torch.cat(states[self.cell.inputs :], dim=1)
+            arriving = [run_op(next(ops), states[edge.source]) for edge in node]
+            states.append(_sum(arriving) if arriving else self.zero(states[0]))
+        kept = [states[self.cell.inputs + node] for node in self.cell.outputs]
+        return kept[0] if len(kept) == 1 else torch.cat(kept, dim=1)
 
 
 def _stride(source: int, inputs: int, reduction: bool) -> int:

@@ -11,8 +11,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from blocksearch.forms import Form
 from blocksearch.relaxation import Gates, one_hot_gates
-from blocksearch.space import Cell, SearchSpace
+from blocksearch.space import Cell
 from blocksearch.supernet import Supernet
 from evaluation.checkpoint import load_checkpoint, save_checkpoint
 from evaluation.data import AugmentConfig, Split, batches, cycle
@@ -46,31 +47,44 @@ class SearchSetup:
     """What every strategy works on.
 
     Attributes:
-        supernet: On the device of the data.
-        op_costs: Cost of each op on each edge, (K, E, O), on the same device.
+        supernet: Form -> a supernet of that form on the device of the data, with seeded weights. A
+            strategy asks for the one that it searches in.
         weights: How the supernet's weights learn.
+        complexity_cost: What a complexity term counts, `params` or `flops`.
     """
 
-    supernet: Supernet
-    op_costs: Tensor
+    supernet: Callable[[Form], Supernet]
     weights: WeightConfig
+    complexity_cost: str = "params"
 
-    @property
-    def space(self) -> SearchSpace:
-        """The search space of the supernet's cells."""
-        return self.supernet.space
+    def op_costs(self, supernet: Supernet, count: str | None = None) -> Tensor:
+        """Return the cost of each op on each edge, (K, E, O), on the supernet's device.
 
-    def new_alphas(self, generator: torch.Generator) -> Tensor:
-        """Return fresh logits (K, E, O) near 0, so that every op starts with an equal chance."""
-        noise = torch.randn(self.op_costs.shape, generator=generator)
-        return (1e-3 * noise).to(self.op_costs.device).requires_grad_()
+        Args:
+            supernet: A supernet.
+            count: `params` or `flops`; None is `complexity_cost`.
+        """
+        costs = supernet.op_costs(count or self.complexity_cost)
+        return costs.float().to(supernet.classifier.weight.device)
+
+
+def new_alphas(supernet: Supernet, generator: torch.Generator) -> Tensor:
+    """Return fresh logits (K, E, O) near 0, so that every op starts with an equal chance."""
+    space = supernet.space
+    shape = len(supernet.kinds), len(space.edges), len(space.ops)
+    noise = torch.randn(shape, generator=generator)
+    return (1e-3 * noise).to(supernet.classifier.weight.device).requires_grad_()
 
 
 class Strategy(Protocol):
     """One published block-search method: owns one update step and a derivation.
 
     Built as `Strategy(setup, config, generator)`; all its randomness comes from `generator`, a CPU
-    generator, whose state it must carry in its `state_dict` if it draws after construction.
+    generator, whose state it must carry in its `state_dict` if it draws after construction. The
+    constructor raises an `InputError` where it cannot search the space or keep a budget.
+
+    Attributes:
+        supernet: The one in which it searches; the cells that it derives run on its weights.
     """
 
     Config: ClassVar[type[StrategyConfig]]

@@ -158,7 +158,7 @@ class BlockLibrary:
 
 def reference_cost(cell: Cell, kind: str, image_side: tuple[int, int]) -> Cost:
     """Return a cell's cost at `REFERENCE_CHANNELS` channels inside a stack of equal cells."""
-    wide = len(cell.nodes) * REFERENCE_CHANNELS
+    wide = len(cell.outputs) * REFERENCE_CHANNELS
     module = DiscreteCell(
         cell,
         (wide, wide),

@@ -130,6 +130,39 @@ def relu_conv_bn(in_channels: int, out_channels: int, searching: bool) -> Op:
     return Op(body, batch_norm(out_channels, searching), relu=True)
 
 
+class ResidualReduction(nn.Module):
+    """Halve the resolution between cells that do not: the residual block of NAS-Bench-201.
+
+    Two units of ReLU, 3x3 convolution, BatchNorm; beside them an average pool and a 1x1
+    convolution. From our memory of Dong and Yang (2020), https://arxiv.org/abs/2001.00326.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, searching: bool):
+        super().__init__()
+        self.body = nn.Sequential(
+            *_convolution_unit(in_channels, out_channels, 3, 2, searching),
+            *_convolution_unit(out_channels, out_channels, 3, 1, searching),
+        )
+        self.shortcut = nn.Sequential(
+            nn.AvgPool2d(2, ceil_mode=True), nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        )
+
+    def forward(self, s0: Tensor, s1: Tensor) -> Tensor:
+        """Map (B, C, H, W), the newer of two states, to (B, C', ceil(H / 2), ceil(W / 2))."""
+        return cast(Tensor, self.body(s1) + self.shortcut(s1))
+
+
+def _convolution_unit(
+    in_channels: int, out_channels: int, kernel: int, stride: int, searching: bool
+) -> list[nn.Module]:
+    padding = kernel // 2
+    return [
+        nn.ReLU(),
+        nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=False),
+        batch_norm(out_channels, searching),
+    ]
+
+
 class ChannelShuffle(nn.Module):
     """Interleave the channels of `groups` groups, so that the next grouped layer mixes them."""
 
@@ -212,6 +245,14 @@ def _gshuffle(channels: int, stride: int, searching: bool) -> nn.Module:
     return Op(body, batch_norm(channels, searching), relu=True)
 
 
+def _convolution(kernel: int) -> OpBuilder:
+    def build(channels: int, stride: int, searching: bool) -> nn.Module:
+        body = nn.Conv2d(channels, channels, kernel, stride, kernel // 2, bias=False)
+        return Op(body, batch_norm(channels, searching), relu=True)
+
+    return build
+
+
 OPS: dict[str, OpBuilder] = {
     "none": lambda channels, stride, searching: Zero(stride),
     "skip_connect": _skip_connect,
@@ -225,6 +266,8 @@ OPS: dict[str, OpBuilder] = {
     "dws_conv_5x5": _separable(5),
     "ghost_3x3": _ghost,
     "gshuffle_3x3": _gshuffle,
+    "nor_conv_1x1": _convolution(1),
+    "nor_conv_3x3": _convolution(3),
 }
 
 DARTS_OPS = (

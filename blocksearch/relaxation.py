@@ -16,6 +16,8 @@ class Gates:
     Attributes:
         weight: Multiplier of every op's output, (K, E, O).
         active: Which ops run at all, (K, E, O) bool on the CPU; None runs every op.
+        bypass: Multiplier of an edge's channels that go around its ops, (K, E); asked for by a
+            supernet whose ops work on a part of the channels only.
         channels: Width masks: multipliers of G equal groups of an edge's channels, (K, E, G), in
             the order of the channels; a cell's width must be a multiple of G. None leaves all
             channels as they are.
@@ -26,6 +28,7 @@ class Gates:
     weight: Tensor
     active: Tensor | None = None
     channels: Tensor | None = None
+    bypass: Tensor | None = None
     scale_gradient: bool = True
 
     def multipliers(
@@ -140,6 +143,8 @@ def expected_cost(probabilities: Tensor, op_costs: Tensor) -> Tensor:
 def derive_strongest(probabilities: Tensor, space: SearchSpace) -> Cell:
     """Return the cell that keeps, per node, its strongest edges (the DARTS rule).
 
+    In a dense space every edge keeps its most probable op, which may be `none`.
+
     The strength of an edge is the largest probability among its ops other than `none`; a node keeps
     the `edges_per_node` strongest, each with that op. Ties go to the earlier edge and op.
 
@@ -147,21 +152,49 @@ def derive_strongest(probabilities: Tensor, space: SearchSpace) -> Cell:
         probabilities: Of one cell kind, (E, O).
         space: The space whose edges and ops the axes are.
     """
+    if space.dense:
+        return derive_dense(probabilities, space)
     allowed = _without_none(probabilities, space)
     strength, choice = allowed.max(dim=-1)
     nodes = []
     for incoming in _edges_by_node(space):
         kept = sorted(incoming, key=lambda e: -float(strength[e]))[: space.edges_per_node]
         nodes.append(_edges(sorted(kept), choice, space))
-    return Cell(tuple(nodes), space.inputs)
+    return Cell(tuple(nodes), space.inputs, space.output)
+
+
+def derive_dense(probabilities: Tensor, space: SearchSpace) -> Cell:
+    """Return the cell with the most probable op on every edge, `none` among the choices.
+
+    Where that would leave no edge at all, the single most probable op other than `none` stays.
+
+    Args:
+        probabilities: Of one cell kind, (E, O).
+        space: A dense space.
+    """
+    choice = probabilities.detach().float().cpu().argmax(dim=-1)
+    if all(space.ops[int(op)] == "none" for op in choice):
+        edge, op = divmod(int(_without_none(probabilities, space).argmax()), len(space.ops))
+        choice[edge] = op
+    return Cell(
+        tuple(
+            tuple(edge for edge in _edges(incoming, choice, space) if edge.op != "none")
+            for incoming in _edges_by_node(space)
+        ),
+        space.inputs,
+        space.output,
+    )
 
 
 def derive_sparse(probabilities: Tensor, space: SearchSpace) -> Cell:
     """Return a lighter cell: an edge stays only where it beats `none` and uniform chance.
 
     Of the `edges_per_node` strongest edges of a node, those remain whose best op is not `none` and
-    has a probability above 1 / O; the strongest always remains.
+    has a probability above 1 / O; the strongest always remains. In a dense space an edge
+    is left out by its own choice of `none`.
     """
+    if space.dense:
+        return derive_dense(probabilities, space)
     allowed = _without_none(probabilities, space)
     strength, choice = allowed.max(dim=-1)
     chance = 1.0 / len(space.ops)
@@ -174,7 +207,7 @@ def derive_sparse(probabilities: Tensor, space: SearchSpace) -> Cell:
             if float(strength[e]) > chance and strength[e] >= probabilities[e].max()
         ]
         nodes.append(_edges(sorted([kept[0], *convincing]), choice, space))
-    return Cell(tuple(nodes), space.inputs)
+    return Cell(tuple(nodes), space.inputs, space.output)
 
 
 DERIVATIONS = {"strongest": derive_strongest, "sparse": derive_sparse}

@@ -17,9 +17,10 @@ from blocksearch.engine import (
     search,
     shared_weight_accuracy,
 )
+from blocksearch.forms import PLAIN, Form
 from blocksearch.library import BlockLibrary, FoundCell
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS, OPS
-from blocksearch.space import Cell, SearchSpace
+from blocksearch.space import Cell, SearchSpace, base_kind
 from blocksearch.strategies import STRATEGIES
 from blocksearch.supernet import Supernet
 from evaluation.data import DataConfig, Dataset, worker_dataset
@@ -132,11 +133,13 @@ class SearchContext:
     metrics: Path
 
 
-def build_supernet(config: BlockSearchConfig, dataset: Dataset, stages: int, seed: int) -> Supernet:
+def build_supernet(
+    config: BlockSearchConfig, dataset: Dataset, stages: int, seed: int, form: Form = PLAIN
+) -> Supernet:
     """Build the supernet on the CPU, its initial weights drawn from `seed` alone.
 
     Raises:
-        InputError: If it has too few cells for the stages.
+        InputError: If it has too few cells for the stages, or cannot be built in that form.
     """
     try:
         with torch.random.fork_rng(devices=[]):
@@ -148,6 +151,7 @@ def build_supernet(config: BlockSearchConfig, dataset: Dataset, stages: int, see
                 channels=config.channels,
                 cells=config.cells,
                 stages=stages,
+                form=form,
             )
     except ValueError as error:
         raise InputError(
@@ -162,15 +166,18 @@ def make_strategy(
     """Return the strategy of a search, with its supernet, on a device and ready for its first step.
 
     Raises:
-        InputError: If the supernet has too few cells for the stages.
+        InputError: If the strategy cannot search so: a wrong space, a budget too small.
     """
-    supernet = build_supernet(config, dataset, stages, one.seed)
-    supernet.to(device).to(memory_format=torch.channels_last)
-    supernet.in_bfloat16 = uses_bfloat16(config.precision, torch.device(device))
-    op_costs = supernet.op_costs(config.complexity_cost).to(device)
+
+    def supernet(form: Form) -> Supernet:
+        built = build_supernet(config, dataset, stages, one.seed, form)
+        built.to(device).to(memory_format=torch.channels_last)
+        built.in_bfloat16 = uses_bfloat16(config.precision, torch.device(device))
+        return built
+
     strategy = STRATEGIES[one.strategy]
     return strategy(
-        SearchSetup(supernet, op_costs, config.weights),
+        SearchSetup(supernet, config.weights, config.complexity_cost),
         strategy.Config(**dict(one.settings)),
         torch.Generator().manual_seed(one.seed),
     )
@@ -265,5 +272,8 @@ def _found_cells(result: dict[str, Any]) -> Iterator[FoundCell]:
     for candidate in result["candidates"]:
         for kind, cell in candidate["cells"].items():
             yield FoundCell(
-                Cell.from_json(cell), kind, str(result["search"]), float(candidate["score"])
+                Cell.from_json(cell),
+                base_kind(kind),
+                str(result["search"]),
+                float(candidate["score"]),
             )

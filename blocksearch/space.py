@@ -5,10 +5,16 @@ import json
 import random
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 NORMAL, REDUCTION = "normal", "reduction"
 KINDS = (NORMAL, REDUCTION)
+Output = Literal["concat", "last"]
+
+
+def base_kind(kind: str) -> str:
+    """Return `normal` for `normal@3`, the kind of the cell at position 3."""
+    return kind.partition("@")[0]
 
 
 @dataclass(frozen=True, order=True)
@@ -23,21 +29,40 @@ class Edge:
 class Cell:
     """A discrete cell: for every inner node the edges whose outputs it adds up.
 
-    The cell's output is the concatenation of all its nodes. `inputs` states come before the nodes.
+    Attributes:
+        nodes: The edges of each inner node. A node without edges is zero, and is left out where
+            nodes are concatenated.
+        inputs: Input states, which come before the nodes.
+        output: Whether the cell's output is the concatenation of its nodes or the last of them.
+        one_bit: Whether its convolutions have 1-bit weights and inputs.
     """
 
     nodes: tuple[tuple[Edge, ...], ...]
     inputs: int = 2
+    output: Output = "concat"
+    one_bit: bool = False
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """The nodes that make up the cell's output, by number."""
+        if self.output == "last":
+            return (len(self.nodes) - 1,)
+        return tuple(number for number, node in enumerate(self.nodes) if node)
 
     @property
     def id(self) -> str:
         """Hash of the canonical form; cells that differ only in the order of nodes share it."""
-        return hashlib.sha256(repr(self._canonical()).encode()).hexdigest()[:12]
+        own = [
+            name for name, has in (("last", self.output == "last"), ("1-bit", self.one_bit)) if has
+        ]
+        return hashlib.sha256(repr((*self._canonical(), *own)).encode()).hexdigest()[:12]
 
     def _canonical(self) -> tuple[int, tuple[tuple[tuple[int, str], ...], ...]]:
         """Smallest form over every renumbering of the nodes in which sources still come first."""
         forms = []
         for order in permutations(range(len(self.nodes))):
+            if self.output == "last" and order[-1] != len(self.nodes) - 1:
+                continue
             place = {old + self.inputs: new + self.inputs for new, old in enumerate(order)}
             form = tuple(
                 tuple(sorted((place.get(e.source, e.source), e.op) for e in self.nodes[old]))
@@ -49,10 +74,15 @@ class Cell:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data."""
-        return {
+        data: dict[str, Any] = {
             "inputs": self.inputs,
             "nodes": [[[edge.source, edge.op] for edge in node] for node in self.nodes],
         }
+        if self.output != "concat":
+            data["output"] = self.output
+        if self.one_bit:
+            data["one_bit"] = True
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
@@ -65,8 +95,11 @@ class Cell:
             nodes = tuple(
                 tuple(Edge(int(source), str(op)) for source, op in node) for node in data["nodes"]
             )
-            return cls(nodes, int(data["inputs"]))
-        except (KeyError, TypeError, ValueError) as error:
+            output, one_bit = data.get("output", "concat"), data.get("one_bit", False)
+            if output not in ("concat", "last") or not isinstance(one_bit, bool):
+                raise ValueError("unknown output or one_bit")
+            return cls(nodes, int(data["inputs"]), output, one_bit)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"not a cell: {json.dumps(data, default=str)[:200]}") from error
 
 
@@ -79,12 +112,19 @@ class SearchSpace:
         nodes: Inner nodes N of a cell.
         inputs: Input states of a cell.
         edges_per_node: Most edges that a derived node keeps.
+        kinds: Kinds of cells; without reduction cells, fixed residual blocks halve the resolution.
+        output: Whether a cell's output is the concatenation of its nodes or the last of them.
+        dense: Whether a found cell keeps one op on every edge, `none` among the choices; otherwise
+            `none` is no choice, and a node keeps its `edges_per_node` strongest edges.
     """
 
     ops: tuple[str, ...]
     nodes: int = 4
     inputs: int = 2
     edges_per_node: int = 2
+    kinds: tuple[str, ...] = KINDS
+    output: Output = "concat"
+    dense: bool = False
 
     def __post_init__(self) -> None:
         """Check the counts.
@@ -117,25 +157,46 @@ class SearchSpace:
                 f"expected {self.inputs} inputs and {self.nodes} nodes, "
                 f"got {cell.inputs} and {len(cell.nodes)}"
             )
+        if cell.output != self.output or not any(cell.nodes):
+            raise ValueError(f"expected edges, and output {self.output!r}, got {cell}")
         for index, node in enumerate(cell.nodes):
             sources = [edge.source for edge in node]
-            if not 1 <= len(node) <= self.edges_per_node or len(set(sources)) != len(node):
+            if len(node) > self.edges_per_node or len(set(sources)) != len(node):
                 raise ValueError(
-                    f"node {index} needs 1 to {self.edges_per_node} edges from different states, "
-                    f"got {node}"
+                    f"node {index} needs at most {self.edges_per_node} edges from different "
+                    f"states, got {node}"
                 )
             for edge in node:
                 if edge.op == "none" or edge.op not in self.ops:
                     raise ValueError(f"node {index} has unknown op {edge.op!r}")
                 if not 0 <= edge.source < self.inputs + index:
                     raise ValueError(f"node {index} cannot read state {edge.source}")
+                read = edge.source - self.inputs
+                if not self.dense and read >= 0 and not cell.nodes[read]:
+                    raise ValueError(f"node {index} reads node {read}, which has no edges")
 
     def random_cell(self, generator: random.Random) -> Cell:
-        """Draw a cell: per node `edges_per_node` different sources, each with any op but `none`."""
+        """Draw a cell.
+
+        Per node `edges_per_node` different sources, each with any op but `none`; where the space is
+        dense, any op on every edge, but not `none` on all of them.
+        """
+        if self.dense:
+            return self._random_dense_cell(generator)
         useful = [op for op in self.ops if op != "none"]
         nodes = []
         for node in range(self.nodes):
             count = min(self.edges_per_node, self.inputs + node)
             sources = sorted(generator.sample(range(self.inputs + node), count))
             nodes.append(tuple(Edge(source, generator.choice(useful)) for source in sources))
-        return Cell(tuple(nodes), self.inputs)
+        return Cell(tuple(nodes), self.inputs, self.output)
+
+    def _random_dense_cell(self, generator: random.Random) -> Cell:
+        while True:
+            drawn = [
+                [Edge(source, generator.choice(self.ops)) for source in range(self.inputs + node)]
+                for node in range(self.nodes)
+            ]
+            nodes = tuple(tuple(e for e in node if e.op != "none") for node in drawn)
+            if any(nodes):
+                return Cell(nodes, self.inputs, self.output)

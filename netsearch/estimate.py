@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from blocksearch.space import Cell
+from blocksearch.stack import Stack
 from evaluation.data import worker_dataset
 from evaluation.metrics import MetricsLog
 from evaluation.parallel import WorkerDied, run_tasks
@@ -14,12 +15,12 @@ from evaluation.pareto import Budgets
 from evaluation.records import Archive, Cost, ModelRecord
 from evaluation.training import TrainingContext, accuracy, seeded_model, train
 from netsearch.genome import GenomeSpace
-from netsearch.network import NetworkBuilder, builder, extreme_genomes, predict_cost
+from netsearch.network import builder, extreme_genomes, predict_cost
 
 Genome = tuple[int, ...]
 
 
-def estimate(record: ModelRecord, build: NetworkBuilder, context: TrainingContext) -> ModelRecord:
+def estimate(record: ModelRecord, build: Stack, context: TrainingContext) -> ModelRecord:
     """Return `record` with the accuracy on `search_valid` after proxy training on `search_train`.
 
     A network that cannot be built, does not fit into memory or diverges comes back with the reason

@@ -13,13 +13,14 @@ import torch
 
 from blocksearch.search import BlockSearchConfig, Search, make_strategy
 from blocksearch.space import NORMAL, REDUCTION
+from blocksearch.stack import Stack
 from evaluation.data import AugmentConfig, Dataset, Split, batches
 from evaluation.errors import InputError
 from evaluation.memory import available_bytes, largest_batch, peak_bytes
 from evaluation.retrain import RetrainConfig
 from evaluation.training import TrainConfig, TrainingError, WeightUpdate, seeded_model, train
 from netsearch.genome import NetworkSpec, Stage, stages_for
-from netsearch.network import NetworkBuilder
+from netsearch.network import builder
 from netsearch.nsga2 import NetSearchConfig
 
 TIMED_STEPS = 2
@@ -157,21 +158,21 @@ def _time_search_steps(
 
 def _middle_network(
     dataset: Dataset, blocks: BlockSearchConfig, networks: NetSearchConfig
-) -> NetworkBuilder:
+) -> Stack:
     depths, widths = networks.depths, networks.widths
     return _network(dataset, blocks, depths[len(depths) // 2], widths[len(widths) // 2])
 
 
-def _network(dataset: Dataset, blocks: BlockSearchConfig, depth: int, width: int) -> NetworkBuilder:
+def _network(dataset: Dataset, blocks: BlockSearchConfig, depth: int, width: int) -> Stack:
     stages = stages_for(dataset.image_shape[1:])
     cell = blocks.space.random_cell(random.Random(0))
     spec = NetworkSpec((Stage(NORMAL, depth, width),) * stages, (REDUCTION,) * (stages - 1))
-    cells = ((NORMAL, cell), (REDUCTION, cell))
-    return NetworkBuilder(spec, cells, dataset.image_shape, dataset.classes)
+    cells = {NORMAL: cell, REDUCTION: cell}
+    return builder(spec, cells, dataset.image_shape, dataset.classes)
 
 
 def _time_epochs(
-    build: NetworkBuilder, split: Split, recipe: TrainConfig, augment: AugmentConfig, device: str
+    build: Stack, split: Split, recipe: TrainConfig, augment: AugmentConfig, device: str
 ) -> float:
     """Return the seconds of a whole training, from one epoch over two batches of images."""
     model = seeded_model(build, 0, device)

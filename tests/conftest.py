@@ -9,6 +9,7 @@ import torch
 
 from blocksearch import kernels
 from blocksearch.engine import Batch, SearchSetup, WeightConfig
+from blocksearch.forms import PLAIN, Form
 from blocksearch.space import SearchSpace
 from blocksearch.supernet import Supernet
 from evaluation.data import Split
@@ -78,21 +79,30 @@ def period_split() -> Callable[[int, int], Split]:
 
 @pytest.fixture
 def make_setup() -> Callable[..., SearchSetup]:
-    """(ops, ...) -> a small setup with seeded weights."""
+    """(ops or space, ...) -> a small setup with seeded weights."""
 
     def make(
-        ops: tuple[str, ...], *, nodes: int = 2, cells: int = 2, stages: int = 2, seed: int = 0
+        ops: tuple[str, ...] | SearchSpace,
+        *,
+        nodes: int = 2,
+        cells: int = 2,
+        stages: int = 2,
+        seed: int = 0,
     ) -> SearchSetup:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            supernet = Supernet(
-                SearchSpace(ops, nodes),
-                (1, SIDE_PX, SIDE_PX),
-                2,
-                channels=4,
-                cells=cells,
-                stages=stages,
-            )
+        def supernet(form: Form = PLAIN) -> Supernet:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                return Supernet(
+                    space,
+                    (1, SIDE_PX, SIDE_PX),
+                    2,
+                    channels=8,
+                    cells=cells,
+                    stages=stages,
+                    form=form,
+                )
+
+        space = ops if isinstance(ops, SearchSpace) else SearchSpace(ops, nodes)
         weights = WeightConfig(
             learning_rate=0.1,
             learning_rate_end=0.01,
@@ -100,6 +110,6 @@ def make_setup() -> Callable[..., SearchSetup]:
             weight_decay=3e-4,
             grad_clip=5.0,
         )
-        return SearchSetup(supernet, supernet.op_costs(), weights)
+        return SearchSetup(supernet, weights)
 
     return make

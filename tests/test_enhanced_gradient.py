@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from blocksearch.engine import Batch, SearchSetup
+from blocksearch.forms import PLAIN
 from blocksearch.ops import op_cost
 from blocksearch.relaxation import Gates, enhanced_softmax
-from blocksearch.space import SearchSpace
 from blocksearch.strategies.enhanced_gradient import ALPHA_OPTIMIZERS, EnhancedGradient
+from blocksearch.supernet import Supernet
 
 OPS = ("none", "skip_connect", "dws_conv_3x3", "sep_conv_3x3")
 RUNS = 40
@@ -91,9 +92,10 @@ def test_adam_reverses_the_order():
 class BlindSupernet(nn.Module):
     """Logits that no gate changes, so that the cross-entropy is a constant for the alphas."""
 
-    def __init__(self, space: SearchSpace, kinds: tuple[str, ...]):
+    def __init__(self, real: Supernet):
         super().__init__()
-        self.space, self.kinds = space, kinds
+        self.space, self.kinds = real.space, real.kinds
+        self.op_costs, self.classifier = real.op_costs, real.classifier
         self.bias = nn.Parameter(torch.zeros(2))
         self.seen: list[Gates] = []
 
@@ -103,9 +105,9 @@ class BlindSupernet(nn.Module):
 
 
 def blind_strategy(make_setup, **settings: object) -> EnhancedGradient:
-    real = make_setup(OPS)
-    blind = BlindSupernet(real.space, real.supernet.kinds)
-    setup = SearchSetup(blind, real.op_costs, real.weights)  # type: ignore[arg-type]
+    setup = make_setup(OPS)
+    blind = BlindSupernet(setup.supernet(PLAIN))
+    setup = SearchSetup(lambda form: blind, setup.weights)  # type: ignore[arg-type, return-value]
     config = EnhancedGradient.Config(**{"warmup": 0.0, **settings})
     return EnhancedGradient(setup, config, torch.Generator().manual_seed(0))
 
@@ -163,13 +165,13 @@ def test_the_alphas_rest_through_the_warm_up(make_setup, period_batch):
     strategy = EnhancedGradient(setup, config, torch.Generator().manual_seed(0))
     (alphas,) = strategy.architecture()
     before = alphas.detach().clone()
-    weights = setup.supernet.classifier.weight.detach().clone()
+    weights = strategy.supernet.classifier.weight.detach().clone()
     for progress in (0.0, 0.1, 0.299):
         strategy.schedule(progress)
         scalars = strategy.step(period_batch(8, 0), period_batch(8, 1))
         assert set(scalars) == {"train_loss"}
     assert torch.equal(alphas, before)
-    assert not torch.equal(setup.supernet.classifier.weight, weights)
+    assert not torch.equal(strategy.supernet.classifier.weight, weights)
     strategy.schedule(0.3)
     scalars = strategy.step(period_batch(8, 0), period_batch(8, 1))
     assert (alphas != before).all()
@@ -185,13 +187,13 @@ def test_each_half_of_a_step_leaves_the_other_half_alone(make_setup, period_batc
     before = alphas.detach().clone()
     strategy.weight_step(Gates(torch.softmax(alphas, dim=-1)), period_batch(8, 0))
     assert torch.equal(alphas, before)
-    setup.supernet.zero_grad(set_to_none=True)
-    weights = [p.detach().clone() for p in setup.supernet.parameters()]
+    strategy.supernet.zero_grad(set_to_none=True)
+    weights = [p.detach().clone() for p in strategy.supernet.parameters()]
     strategy.weight_step = Step()
     strategy.schedule(0.5)
     strategy.step(period_batch(8, 0), period_batch(8, 1))
     assert (alphas != before).all()
-    for old, new in zip(weights, setup.supernet.parameters(), strict=True):
+    for old, new in zip(weights, strategy.supernet.parameters(), strict=True):
         assert torch.equal(old, new)
         assert new.grad is None
 
@@ -204,7 +206,7 @@ def test_gamma_0_without_the_extras_takes_the_ordinary_gradient_step(make_setup,
     strategy.weight_step = Step()
     (alphas,) = strategy.architecture()
     leaf = alphas.detach().clone().requires_grad_()
-    logits = setup.supernet(images, Gates(torch.softmax(leaf, dim=-1)))
+    logits = strategy.supernet(images, Gates(torch.softmax(leaf, dim=-1)))
     nn.functional.cross_entropy(logits, labels).backward()
     strategy.schedule(0.5)
     strategy.step((images, labels), (images, labels))
@@ -269,8 +271,8 @@ def first_op_gradient(make_setup, period_batch, unscaled: bool) -> tuple[Tensor,
     gradients = []
 
     def remember(gates, batch):
-        loss = nn.functional.cross_entropy(setup.supernet(batch[0], gates), batch[1])
-        conv = setup.supernet.cells[0].edges[0][2].body[0]  # of dws_conv_3x3
+        loss = nn.functional.cross_entropy(strategy.supernet(batch[0], gates), batch[1])
+        conv = strategy.supernet.cells[0].edges[0][2].body[0]  # of dws_conv_3x3
         gradients.append(torch.autograd.grad(loss, conv.weight)[0])
         return loss.detach()
 

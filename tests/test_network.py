@@ -129,10 +129,9 @@ def test_no_cell_of_a_space_is_cheaper_than_its_least_cells(ops, count):
 def test_a_builder_carries_only_the_cells_that_its_network_uses():
     cells = library(LIGHT_OPS, 0)
     spec = NetworkSpec((Stage("n1", 1, 4), Stage("n1", 1, 4)), ("r0",))
-    assert dict(builder(spec, cells, (3, 8, 8), 2).cells) == {
-        "n1": cells["n1"],
-        "r0": cells["r0"],
-    }
+    stack = builder(spec, cells, (3, 8, 8), 2)
+    placed = [(one.cell, one.channels, one.reduction) for one in stack.cells]
+    assert placed == [(cells["n1"], 4, False), (cells["r0"], 4, True), (cells["n1"], 4, False)]
 
 
 def test_the_training_signal_reaches_every_parameter():

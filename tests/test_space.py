@@ -134,13 +134,36 @@ def test_a_valid_cell_is_accepted():
 GOOD_NODE = [(0, "skip_connect")]
 
 
+def test_a_node_without_edges_is_left_out_of_the_output():
+    pruned = cell(GOOD_NODE, [], GOOD_NODE)
+    SPACE.check(pruned)
+    assert pruned.outputs == (0, 2) and VALID.outputs == (0, 1, 2)
+    assert Cell(VALID.nodes, output="last").outputs == (2,)
+
+
+def test_what_a_cell_computes_decides_its_id_and_survives_json():
+    forms = [VALID, Cell(VALID.nodes, output="last"), Cell(VALID.nodes, one_bit=True)]
+    assert len({one.id for one in forms}) == 3
+    assert [Cell.from_json(json.loads(json.dumps(one.to_json()))) for one in forms] == forms
+    assert set(VALID.to_json()) == {"inputs", "nodes"}
+
+
+def test_the_last_node_of_a_cell_that_hands_it_on_changes_places_with_no_other():
+    one, other = [(0, "skip_connect")], [(0, "ghost_3x3")]
+    first, second = (cell(*nodes) for nodes in ((one, other), (other, one)))
+    assert first.id == second.id
+    assert Cell(first.nodes, output="last").id != Cell(second.nodes, output="last").id
+
+
 @pytest.mark.parametrize(
     ("invalid", "message"),
     [
         (cell(GOOD_NODE, GOOD_NODE), "2 inputs and 3 nodes, got 2 and 2"),
         (Cell(VALID.nodes, inputs=1), "2 inputs and 3 nodes, got 1 and 3"),
-        (cell(GOOD_NODE, [], GOOD_NODE), "node 1 needs 1 to 2 edges"),
-        (cell(GOOD_NODE, GOOD_NODE, [(s, "ghost_3x3") for s in (0, 1, 2)]), "node 2 needs 1 to 2"),
+        (cell([], [], []), "expected edges"),
+        (cell(GOOD_NODE, [], [(3, "ghost_3x3")]), "node 2 reads node 1, which has no edges"),
+        (Cell(VALID.nodes, output="last"), "expected edges, and output 'concat'"),
+        (cell(GOOD_NODE, GOOD_NODE, [(s, "ghost_3x3") for s in (0, 1, 2)]), "node 2 needs at most"),
         (cell([(1, "ghost_3x3"), (1, "skip_connect")], GOOD_NODE, GOOD_NODE), "different states"),
         (cell(GOOD_NODE, [(0, "none")], GOOD_NODE), "node 1 has unknown op 'none'"),
         (cell(GOOD_NODE, [(0, "conv_7x7")], GOOD_NODE), "node 1 has unknown op 'conv_7x7'"),

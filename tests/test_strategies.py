@@ -62,8 +62,7 @@ def test_every_architecture_logit_learns(strategy_class, make_setup, period_batc
 def test_the_supernet_holds_no_architecture_logit(strategy_class, make_setup):
     setup = make_setup(OPS)
     strategy = build(strategy_class, setup)
-    weights = {tensor.data_ptr() for tensor in setup.supernet.state_dict().values()}
-    assert strategy.supernet is setup.supernet
+    weights = {tensor.data_ptr() for tensor in strategy.supernet.state_dict().values()}
     assert not weights & {tensor.data_ptr() for tensor in strategy.architecture()}
 
 
@@ -89,18 +88,18 @@ def test_derive_is_repeatable_and_valid_and_survives_json(strategy_class, make_s
     strategy = build(strategy_class, setup)
     run(strategy, period_batch, steps=5)
     alphas = [tensor.detach().clone() for tensor in strategy.architecture()]
-    weights = {key: value.clone() for key, value in setup.supernet.state_dict().items()}
+    weights = {key: value.clone() for key, value in strategy.supernet.state_dict().items()}
     candidates = strategy.derive()
     assert candidates
     for cells in candidates:
-        assert tuple(cells) == setup.supernet.kinds
+        assert tuple(cells) == strategy.supernet.kinds
         for cell in cells.values():
-            setup.space.check(cell)
+            strategy.supernet.space.check(cell)
             assert Cell.from_json(json.loads(json.dumps(cell.to_json()))) == cell
     assert strategy.derive() == candidates
     for old, new in zip(alphas, strategy.architecture(), strict=True):
         assert torch.equal(old, new)
-    for key, value in setup.supernet.state_dict().items():
+    for key, value in strategy.supernet.state_dict().items():
         assert torch.equal(value, weights[key])
 
 
@@ -255,8 +254,7 @@ def test_on_a_gpu_a_search_is_captured_without_a_warning_and_falls_as_the_eager_
 ):
     def searched() -> list[float]:
         setup = make_setup(OPS)
-        setup.supernet.to("cuda")
-        setup = replace(setup, op_costs=setup.op_costs.to("cuda"))
+        setup = replace(setup, supernet=lambda form: make_setup(OPS).supernet(form).to("cuda"))
         losses: list[float] = []
         search(
             build(strategy_class, setup),

@@ -19,7 +19,9 @@ from blocksearch.engine import (
     StrategyConfig,
     WeightStep,
     frozen,
+    new_alphas,
 )
+from blocksearch.forms import PLAIN
 from blocksearch.relaxation import Gates, derive_strongest
 
 
@@ -38,9 +40,8 @@ class Darts:
     Config: ClassVar[type[StrategyConfig]] = DartsConfig
 
     def __init__(self, setup: SearchSetup, config: DartsConfig, generator: torch.Generator):
-        self.setup = setup
-        self.supernet = setup.supernet
-        self.alphas = setup.new_alphas(generator)
+        self.supernet = setup.supernet(PLAIN)
+        self.alphas = new_alphas(self.supernet, generator)
         adam = torch.optim.Adam(
             [self.alphas],
             lr=config.alpha_learning_rate,
@@ -50,7 +51,7 @@ class Darts:
             capturable=True,
         )
         self.alpha_step = AlphaStep(self.alphas, adam)
-        self.weight_step = WeightStep(setup.supernet, setup.weights)
+        self.weight_step = WeightStep(self.supernet, setup.weights)
 
     def schedule(self, progress: float) -> str:
         """Set the learning rate of the weights; every step is of one kind."""
@@ -75,8 +76,8 @@ class Darts:
     def derive(self) -> list[Cells]:
         """Keep the two strongest edges of every node, each with its strongest op but `none`."""
         p = torch.softmax(self.alphas.detach(), dim=-1)
-        kinds = self.supernet.kinds
-        return [{kind: derive_strongest(p[k], self.setup.space) for k, kind in enumerate(kinds)}]
+        kinds, space = self.supernet.kinds, self.supernet.space
+        return [{kind: derive_strongest(p[k], space) for k, kind in enumerate(kinds)}]
 
     def state_dict(self) -> dict[str, Any]:
         """Return alphas, weights and both optimizers."""

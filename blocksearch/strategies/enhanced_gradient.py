@@ -30,7 +30,9 @@ from blocksearch.engine import (
     StrategyConfig,
     WeightStep,
     frozen,
+    new_alphas,
 )
+from blocksearch.forms import PLAIN
 from blocksearch.relaxation import DERIVATIONS, Gates, enhanced_softmax, expected_cost
 
 
@@ -60,13 +62,13 @@ class EnhancedGradient:
     def __init__(
         self, setup: SearchSetup, config: EnhancedGradientConfig, generator: torch.Generator
     ):
-        self.setup = setup
-        self.supernet = setup.supernet
+        self.supernet = setup.supernet(PLAIN)
+        self.op_costs = setup.op_costs(self.supernet)
         self.config = config
-        self.alphas = setup.new_alphas(generator)
+        self.alphas = new_alphas(self.supernet, generator)
         optimizer = ALPHA_OPTIMIZERS[config.alpha_optimizer](self.alphas, config)
         self.alpha_step = AlphaStep(self.alphas, optimizer)
-        self.weight_step = WeightStep(setup.supernet, setup.weights)
+        self.weight_step = WeightStep(self.supernet, setup.weights)
         self.tau = torch.full((), config.tau, device=self.alphas.device)
         self.warm = False
 
@@ -89,7 +91,7 @@ class EnhancedGradient:
                 p = self._probabilities()
                 logits = self.supernet(images, self._gates(p))
                 valid_loss = nn.functional.cross_entropy(logits, labels)
-                complexity = expected_cost(p, self.setup.op_costs)
+                complexity = expected_cost(p, self.op_costs)
                 self.alpha_step(valid_loss + self.config.complexity_weight * complexity)
             scalars |= {"valid_loss": valid_loss.detach(), "complexity": complexity.detach()}
         return scalars
@@ -113,8 +115,8 @@ class EnhancedGradient:
         """Return one cell per kind by the configured derivation."""
         p = torch.softmax(self.alphas.detach(), dim=-1)
         derive = DERIVATIONS[self.config.derivation]
-        kinds = self.supernet.kinds
-        return [{kind: derive(p[k], self.setup.space) for k, kind in enumerate(kinds)}]
+        kinds, space = self.supernet.kinds, self.supernet.space
+        return [{kind: derive(p[k], space) for k, kind in enumerate(kinds)}]
 
     def state_dict(self) -> dict[str, Any]:
         """Return alphas, weights and both optimizers."""
