@@ -4,7 +4,7 @@ import json
 import platform
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property, wraps
@@ -18,14 +18,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from blocksearch import kernels
+from blocksearch import kernels, nas_bench_201
+from blocksearch.compare import Row, compare, summary, tables_folder
 from blocksearch.library import REFERENCE_CHANNELS, Block, BlockLibrary
 from blocksearch.search import (
     BlockSearchConfig,
     SearchContext,
-    build_supernet,
+    check_searches,
+    run_searches,
     search_blocks,
 )
+from blocksearch.space import REDUCTION
 from configs import FOLDER, read_config
 from evaluation.data import DataConfig, Dataset, worker_dataset
 from evaluation.errors import InputError
@@ -74,6 +77,28 @@ class Config(BaseModel):
                 for one in error.errors()
             ]
             raise InputError(f"{path}: " + "; ".join(problems)) from error
+
+    def comparing(self, strategies: str | None, seeds: int | None) -> "Config":
+        """Return the same experiment with other strategies and numbers of searches.
+
+        Args:
+            strategies: Names with commas between them; one that the config does not list has its
+                defaults. None keeps the config's.
+            seeds: Searches of each strategy; None keeps the config's.
+
+        Raises:
+            InputError: If a strategy is unknown; names those that there are.
+        """
+        table = self.blocksearch.model_dump()
+        if strategies is not None:
+            names = [name.strip() for name in strategies.split(",")]
+            table["strategies"] = {name: table["strategies"].get(name, {}) for name in names}
+        if seeds is not None:
+            table["seeds"] = tuple(range(seeds))
+        try:
+            return self.model_copy(update={"blocksearch": BlockSearchConfig(**table)})
+        except ValidationError as error:
+            raise InputError("; ".join(one["msg"] for one in error.errors())) from error
 
 
 @dataclass
@@ -131,18 +156,11 @@ class Pipeline:
         if self.folder.blocks.exists():
             return BlockLibrary.load(self.folder.blocks)
         config = self.config.blocksearch
-        context = SearchContext(
-            config=config,
-            data=self.config.data,
-            data_seed=self.config.seed,
-            stages=stages_for(self.images.shape[1:]),
-            device=self.device,
-            folder=self.folder.path / "blocks",
-            metrics=self.folder.metrics,
-        )
         total = len(config.searches(self.config.seed)) * config.epochs
         with self._step("blocks", "block search, epochs", total):
-            library = search_blocks(context, self.config.seed, self.workers, self.console.print)
+            library = search_blocks(
+                self._context, self.config.seed, self.workers, self.console.print
+            )
         library.save(self.folder.blocks)
         return library
 
@@ -225,6 +243,30 @@ class Pipeline:
         self.console.print(f"report: {path}")
         return path
 
+    def compare(self) -> list[Row]:
+        """Search with every strategy, train or look up what each found, and write the rows.
+
+        Raises:
+            InputError: If the config, the data or the folder cannot be used.
+        """
+        with self.folder.owned():
+            self._check_searches()
+            tabular = self.config.blocksearch.space == nas_bench_201.SPACE
+            if tabular:
+                tables_folder()
+            self._claim()
+            searches = self.config.blocksearch.searches(self.config.seed)
+            epochs = len(searches) * self.config.blocksearch.epochs
+            with self._step("blocks", "block search, epochs", epochs):
+                run_searches(self._context, searches, self.workers)
+            retrain = self.config.retrain
+            networks = len(searches) + len(self.config.blocksearch.seeds)  # and random cells
+            total = networks * len(retrain.seeds) * retrain.train.epochs
+            with nullcontext() if tabular else self._step("retrain", "retraining, epochs", total):
+                rows = compare(self._context, searches, retrain, self.folder.path, self.workers)
+            write_json(self.folder.path / "compare.json", [row.to_json() for row in rows])
+        return rows
+
     def front(self) -> list[ModelRecord]:
         """Return the Pareto set, cheapest first, with test accuracies where there are any.
 
@@ -275,6 +317,18 @@ class Pipeline:
         """Shape and classes of the images."""
         return Images(self.dataset.image_shape, self.dataset.classes)
 
+    @property
+    def _context(self) -> SearchContext:
+        return SearchContext(
+            config=self.config.blocksearch,
+            data=self.config.data,
+            data_seed=self.config.seed,
+            stages=stages_for(self.images.shape[1:]),
+            device=self.device,
+            folder=self.folder.path / "blocks",
+            metrics=self.folder.metrics,
+        )
+
     def _training(self, recipe: TrainConfig) -> TrainingContext:
         data, seed = self.config.data, self.config.seed
         return TrainingContext(data, seed, recipe, self.device, self.folder.metrics)
@@ -282,13 +336,22 @@ class Pipeline:
     def _check(self) -> None:
         """Find, before the folder is claimed, what would otherwise end the run later on."""
         config = self.config.blocksearch
-        build_supernet(config, self.dataset, stages_for(self.images.shape[1:]), seed=0)
+        if REDUCTION not in config.space.kinds:
+            raise InputError(
+                f"blocksearch.ops: {config.ops} has no reduction cells, from which stage two "
+                "assembles networks; `compare` searches it"
+            )
+        self._check_searches()
         check_budgets_early(self.config.netsearch, config.space, self.images)
         if self.config.retrain.baselines:
             load_torchvision()
         if not self.folder.pareto.exists():
             tables = config, self.config.netsearch, self.config.retrain
             check_memory(self.dataset, *tables, device=self.device, workers=self.workers)
+
+    def _check_searches(self) -> None:
+        config, stages = self.config.blocksearch, stages_for(self.images.shape[1:])
+        check_searches(config, self.dataset, stages, self.device, self.config.seed)
 
     def _claim(self) -> None:
         device, fingerprint = _device_name(self.device), self.dataset.fingerprint
@@ -519,6 +582,46 @@ def report(folder: Folder) -> int:
     return DONE
 
 
+@app.command("compare")
+@_guarded
+def compare_strategies(
+    config: Annotated[Path, typer.Argument(help="YAML file.")],
+    strategies: Annotated[
+        str | None, typer.Option(help="Names, with commas between; default: the config's.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Searches of each strategy.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Default: runs/compare-<config name>.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one value.")
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Default: one a core; one on a GPU.")
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Run block-search strategies side by side on equal budgets, random cells among them."""
+    chosen = device.resolve()
+    experiment = Config.load(config, changes or ()).comparing(strategies, seeds)
+    folder = out or Path("runs") / f"compare-{config.stem}"
+    default_workers = 1 if chosen == "cuda" else cpu_count()
+    pipeline = Pipeline(
+        experiment, RunFolder(folder), config.stem, chosen, workers or default_workers
+    )
+    rows = pipeline.compare()
+    if as_json:
+        print(json.dumps([row.to_json() for row in rows]))
+        return DONE
+    lines = [_compared(line) for line in summary(rows)]
+    table = Table(box=None, title="mean ± std over searches; accuracy: test, retrained or tabular")
+    for title in lines[0]:
+        table.add_column(title, no_wrap=True, justify="left" if title == "strategy" else "right")
+    for line in lines:
+        table.add_row(*line.values())
+    Console().print(table)
+    return DONE
+
+
 @app.command()
 @_guarded
 def doctor() -> int:
@@ -554,6 +657,25 @@ def _row(record: ModelRecord) -> dict[str, Any]:
         "genome": list(record.genome),
         "blocks": list(record.blocks),
     }
+
+
+def _compared(line: dict[str, Any]) -> dict[str, str]:
+    """Return the figures of a strategy as people read them."""
+    failed = f" ({line['failed']} failed)" if line["failed"] else ""
+    accuracy = f"{_fraction(line['accuracy'])} ± {_fraction(line['accuracy_std'])}"
+    return {
+        "strategy": line["strategy"],
+        "n": f"{line['n']}{failed}",
+        "accuracy": accuracy,
+        "params": _rounded(line["params"]),
+        "FLOPs": _rounded(line["flops"]),
+        "search s": _rounded(line["search_s"]),
+        "peak MiB": _rounded(line["peak_memory_mib"]),
+    }
+
+
+def _rounded(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
 
 
 def _fraction(value: float | None) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from blocksearch.space import NORMAL, Cell, Edge, SearchSpace
+from blocksearch.stack import PlacedCell, Stack
 from evaluation.errors import InputError
 
 OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
@@ -69,6 +70,14 @@ def arch_string(cell: Cell) -> str:
         for node in range(SPACE.nodes)
     ]
     return "+".join(nodes)
+
+
+def benchmark_network(cell: Cell, classes: int = 10) -> Stack:
+    """Return the network that the tables speak of: C = 16, five cells in each of three stages."""
+    stages = [PlacedCell(cell, width, reduction=False) for width in (16, 32, 64) for _ in range(5)]
+    for position, width in ((5, 32), (11, 64)):
+        stages.insert(position, PlacedCell(None, width, reduction=True))
+    return Stack(tuple(stages), (3, 32, 32), classes)
 
 
 class Table:

@@ -1,7 +1,7 @@
 """Stage one as the pipeline runs it: every configured search in a worker, then the library."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from blocksearch import nas_bench_201
 from blocksearch.engine import (
+    Cells,
     SearchSetup,
     Strategy,
     WeightConfig,
@@ -25,6 +27,7 @@ from blocksearch.strategies import STRATEGIES
 from blocksearch.supernet import Supernet
 from evaluation.data import DataConfig, Dataset, worker_dataset
 from evaluation.errors import InputError
+from evaluation.memory import peak_bytes
 from evaluation.metrics import MetricsLog
 from evaluation.parallel import WorkerDied, run_tasks
 from evaluation.records import read_json, write_json
@@ -39,7 +42,7 @@ class BlockSearchConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    ops: Literal["light", "darts"] | tuple[str, ...]
+    ops: Literal["light", "darts", "nas_bench_201"] | tuple[str, ...]
     nodes: int = Field(ge=1, le=6)
     edges_per_node: int = Field(ge=1)
     channels: int = Field(ge=4, multiple_of=4)
@@ -54,6 +57,15 @@ class BlockSearchConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "BlockSearchConfig":
+        fixed = nas_bench_201.SPACE
+        if self.ops == "nas_bench_201" and (self.nodes, self.edges_per_node) != (
+            fixed.nodes,
+            fixed.edges_per_node,
+        ):
+            raise ValueError(
+                f"ops: nas_bench_201 has nodes: {fixed.nodes} and edges_per_node: "
+                f"{fixed.edges_per_node}, got {self.nodes} and {self.edges_per_node}"
+            )
         unknown = [op for op in self.space.ops if op not in OPS]
         if unknown:
             raise ValueError(f"ops: unknown {unknown}; there are {', '.join(OPS)}")
@@ -65,15 +77,10 @@ class BlockSearchConfig(BaseModel):
     @property
     def space(self) -> SearchSpace:
         """The search space of the cells."""
+        if self.ops == "nas_bench_201":
+            return nas_bench_201.SPACE
         ops = OP_SETS[self.ops] if isinstance(self.ops, str) else self.ops
         return SearchSpace(ops, self.nodes, edges_per_node=self.edges_per_node)
-
-    def threads(self, seed: int, workers: int) -> int:
-        """Return the compute threads of a search, so that all of them use `workers` threads.
-
-        By all searches and not by those that are left: another number of threads rounds otherwise.
-        """
-        return max(1, workers // len(self.searches(seed)))
 
     def searches(self, seed: int) -> list["Search"]:
         """Return every search to run: strategies x swept settings x seeds.
@@ -118,6 +125,11 @@ class Search:
     strategy: str
     settings: tuple[tuple[str, Any], ...]
     seed: int
+
+    @property
+    def label(self) -> str:
+        """The name without the seed: the strategy, and the settings that are swept."""
+        return self.name.rpartition("-s")[0]
 
 
 @dataclass(frozen=True)
@@ -183,6 +195,22 @@ def make_strategy(
     )
 
 
+def check_searches(
+    config: BlockSearchConfig, dataset: Dataset, stages: int, device: str, seed: int
+) -> None:
+    """Build every strategy once, so that what it cannot search is refused before any work.
+
+    Raises:
+        InputError: If a strategy cannot search the space, or keep its budget; it says why.
+    """
+    different = {(one.strategy, one.settings): one for one in config.searches(seed)}
+    for one in different.values():
+        try:
+            make_strategy(one, config, dataset, stages, device)
+        except InputError as error:
+            raise InputError(f"{one.label}: {error}") from error
+
+
 def run_search(one: Search, context: SearchContext) -> None:
     """Run one search to its end and leave its cells in `<folder>/<name>.json`.
 
@@ -193,19 +221,33 @@ def run_search(one: Search, context: SearchContext) -> None:
     strategy = make_strategy(one, config, dataset, context.stages, context.device)
     log = MetricsLog(context.metrics, "blocks", one.name)
     checkpoint = context.folder / f"{one.name}.ckpt"
-    began = time.perf_counter()
-    try:
-        cells = search(
-            strategy,
-            dataset.search_train,
-            dataset.search_valid,
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            seed=one.seed,
-            augment=context.data.augment,
-            checkpoint=checkpoint,
-            on_epoch=lambda epoch, scalars: log.write(epoch=epoch, **scalars),
+    began = epoch_began = time.perf_counter()
+    cells: list[Cells] = []
+
+    def on_epoch(epoch: int, scalars: dict[str, float]) -> None:
+        nonlocal epoch_began
+        now = time.perf_counter()
+        log.write(epoch=epoch, epoch_s=now - epoch_began, **scalars)
+        epoch_began = now
+
+    def whole_search() -> None:
+        cells.extend(
+            search(
+                strategy,
+                dataset.search_train,
+                dataset.search_valid,
+                epochs=config.epochs,
+                batch_size=config.batch_size,
+                seed=one.seed,
+                augment=context.data.augment,
+                checkpoint=checkpoint,
+                on_epoch=on_epoch,
+            )
         )
+
+    peak = 0
+    try:
+        peak = peak_bytes(whole_search, context.device)
     except TrainingError as error:
         result: dict[str, Any] = {"search": one.name, "failure": str(error)}
     else:
@@ -220,7 +262,7 @@ def run_search(one: Search, context: SearchContext) -> None:
         result = {"search": one.name, "candidates": candidates}
     write_json(_result_path(context.folder, one), result)
     checkpoint.unlink(missing_ok=True)
-    log.write(seconds=time.perf_counter() - began)
+    log.write(seconds=time.perf_counter() - began, peak_memory_mib=peak / 2**20)
 
 
 def search_blocks(
@@ -235,45 +277,75 @@ def search_blocks(
         InputError: If not one search came to an end.
     """
     searches = context.config.searches(seed)
-    missing = [one for one in searches if not _result_path(context.folder, one).exists()]
-    for one in searches:
-        if one not in missing:  # a kill may have left its checkpoint
-            (context.folder / f"{one.name}.ckpt").unlink(missing_ok=True)
-    context.folder.mkdir(parents=True, exist_ok=True)
-    tasks = {one.name: (one, context) for one in missing}
-    threads = context.config.threads(seed, workers)
-    for name, result in run_tasks(run_search, tasks, min(workers, len(searches)), threads):
-        if isinstance(result, WorkerDied):
-            raise InputError(f"block search {name}: {result}; is there enough memory?")
     found: list[FoundCell] = []
     failures = []
-    for one in searches:
-        path = _result_path(context.folder, one)
-        result = read_json(path)
-        if "failure" in result:
-            failures.append(f"{one.name}: {result['failure']}")
+    for one, result in zip(searches, run_searches(context, searches, workers), strict=True):
+        if result.failure:
+            failures.append(f"{one.name}: {result.failure}")
             say(f"block search {failures[-1]}")
-            continue
-        try:
-            found.extend(_found_cells(result))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{path}: damaged ({error}); delete it to search again") from error
+        for cells, score in result.candidates:
+            found += [
+                FoundCell(cell, base_kind(kind), one.name, score) for kind, cell in cells.items()
+            ]
     if not found:
         raise InputError("every block search failed: " + "; ".join(failures))
     dataset_side = worker_dataset(context.data, context.data_seed, context.device).image_shape[1:]
     return BlockLibrary.from_found(found, dataset_side)
 
 
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search left: its candidates, best first, with their scores; or why it failed."""
+
+    candidates: tuple[tuple[Cells, float], ...] = ()
+    failure: str | None = None
+
+
+def run_searches(
+    context: SearchContext, searches: Sequence[Search], workers: int
+) -> list[SearchResult]:
+    """Run those searches that have no result yet in workers, and return the results of all.
+
+    Raises:
+        InputError: If a worker died, or a result is damaged.
+    """
+    missing = [one for one in searches if not _result_path(context.folder, one).exists()]
+    for one in searches:
+        if one not in missing:  # a kill may have left its checkpoint
+            (context.folder / f"{one.name}.ckpt").unlink(missing_ok=True)
+    context.folder.mkdir(parents=True, exist_ok=True)
+    tasks = {one.name: (one, context) for one in missing}
+    threads = threads_of(searches, workers)
+    for name, outcome in run_tasks(run_search, tasks, min(workers, len(searches)), threads):
+        if isinstance(outcome, WorkerDied):
+            raise InputError(f"block search {name}: {outcome}; is there enough memory?")
+    return [_read_result(_result_path(context.folder, one)) for one in searches]
+
+
+def threads_of(searches: Sequence[Search], workers: int) -> int:
+    """Return the compute threads of a search, so that all of them use `workers` threads.
+
+    By all searches and not by those that are left: another number of threads rounds otherwise.
+    """
+    return max(1, workers // len(searches))
+
+
 def _result_path(folder: Path, one: Search) -> Path:
     return folder / f"{one.name}.json"
 
 
-def _found_cells(result: dict[str, Any]) -> Iterator[FoundCell]:
-    for candidate in result["candidates"]:
-        for kind, cell in candidate["cells"].items():
-            yield FoundCell(
-                Cell.from_json(cell),
-                base_kind(kind),
-                str(result["search"]),
-                float(candidate["score"]),
+def _read_result(path: Path) -> SearchResult:
+    result = read_json(path)
+    try:
+        if "failure" in result:
+            return SearchResult(failure=str(result["failure"]))
+        candidates = [
+            (
+                {str(kind): Cell.from_json(cell) for kind, cell in one["cells"].items()},
+                float(one["score"]),
             )
+            for one in result["candidates"]
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: damaged ({error}); delete it to search again") from error
+    return SearchResult(tuple(candidates))

@@ -162,20 +162,17 @@ class Supernet(nn.Module):
         """Return the network that found cells make in the layout of this supernet.
 
         Args:
-            cells: One for every kind.
+            cells: One for every kind, or one for every cell, as `normal@0` and so on.
             channels: Width of the first cells; that of the supernet if None.
         """
-        names = [None if kind is None else self.kinds[kind] for kind in self.kind_of_cell]
-        first = self.widths[0]
-        placed = tuple(
-            PlacedCell(
-                None if name is None else cells[name],
-                width // first * (channels or first),
-                reduces,
-            )
-            for name, width, reduces in zip(names, self.widths, self.reduces, strict=True)
-        )
-        return Stack(placed, self.image_shape, self.classes)
+        scale = (channels or self.widths[0]), self.widths[0]
+        placed = []
+        for position, (kind, width) in enumerate(zip(self.kind_of_cell, self.widths, strict=True)):
+            name = KINDS[self.reduces[position]]
+            own = cells.get(f"{name}@{position}")
+            cell = None if kind is None else own or cells[name]
+            placed.append(PlacedCell(cell, width * scale[0] // scale[1], self.reduces[position]))
+        return Stack(tuple(placed), self.image_shape, self.classes)
 
     def op_costs(self, cost: str = "params") -> Tensor:
         """Return what each op costs in this supernet, summed over the cells of its kind.
@@ -199,5 +196,6 @@ class Supernet(nn.Module):
                 stride = 2 if place.reduction and from_input else 1
                 side = place.sides[1] if from_input else place.out_side
                 for o, op in enumerate(self.space.ops):
-                    costs[kind, e, o] += op_cost(op, place.channels, stride, side).count(cost)
+                    one = op_cost(op, place.channels, stride, side, self.form.one_bit)
+                    costs[kind, e, o] += one.count(cost)
         return costs

@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from blocksearch.search import BlockSearchConfig, Search, make_strategy
+from blocksearch.search import BlockSearchConfig, Search, make_strategy, threads_of
 from blocksearch.space import NORMAL, REDUCTION
 from blocksearch.stack import Stack
 from evaluation.data import AugmentConfig, Dataset, Split, batches
@@ -59,7 +59,7 @@ def forecast(
     threads = torch.get_num_threads()
     try:
         searches = blocks.searches(seed=0)
-        torch.set_num_threads(blocks.threads(seed=0, workers=workers))
+        torch.set_num_threads(threads_of(searches, workers))
         step_s = _time_search_steps(searches[0], blocks, dataset, augment, device)
         torch.set_num_threads(1)  # as in the workers
         rounds = -(-len(searches) // workers)

@@ -1,0 +1,214 @@
+"""Strategies side by side on equal budgets: search, then train or look up what they found.
+
+Every strategy searches the same space with the same images, epochs, batch and supernet layout, once
+per seed. Its first candidate, built in the layout of the supernet, is trained from scratch by one
+recipe, or looked up where the space has a table. Random cells of the space stand beside them.
+"""
+
+import os
+import random
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from blocksearch import nas_bench_201
+from blocksearch.engine import Cells
+from blocksearch.search import Search, SearchContext, build_supernet, run_searches
+from blocksearch.supernet import Supernet
+from evaluation.data import worker_dataset
+from evaluation.errors import InputError
+from evaluation.metrics import read_metrics
+from evaluation.records import ModelRecord
+from evaluation.retrain import RetrainConfig, Trial, retrain_all
+from evaluation.training import TrainingContext
+
+RANDOM = "random"
+TABLES_VARIABLE = "PARETOBLOCKS_DATA"
+FIGURES = ("accuracy", "params", "flops", "search_s", "peak_memory_mib")
+TABLE_COLUMNS = ("c10_test_200", "c100_test_200", "in16_test_200", "raspi4")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one search came to.
+
+    Attributes:
+        strategy: Its name; with the settings that are swept, if any.
+        seed: Of the search.
+        space: Name of the op set.
+        accuracy: Test accuracy in [0, 1]: of the retrained network, a mean over retraining seeds,
+            or from the table; None if the search or a training failed.
+        params: A count.
+        flops: Multiply-adds for one image.
+        bit_ops: 1-bit multiply-adds for one image, which are not among the FLOPs.
+        search_s: Wall-clock seconds of the search on its threads.
+        peak_memory_mib: Most memory that the search held beyond what was there before it.
+        cells: The cells found, by kind; None if the search failed.
+        table: Other columns of the table, if there is one.
+        failure: Why there is no accuracy.
+    """
+
+    strategy: str
+    seed: int
+    space: str
+    accuracy: float | None = None
+    params: int | None = None
+    flops: int | None = None
+    bit_ops: int = 0
+    search_s: float = 0.0
+    peak_memory_mib: float = 0.0
+    cells: Cells | None = None
+    table: Mapping[str, float] | None = None
+    failure: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        data: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.cells is not None:
+            data["cells"] = {kind: cell.to_json() for kind, cell in self.cells.items()}
+        return data
+
+
+def compare(
+    context: SearchContext,
+    searches: Sequence[Search],
+    retraining: RetrainConfig,
+    out: Path,
+    workers: int,
+) -> list[Row]:
+    """Run the searches and what follows; whatever is done already is not done again.
+
+    Args:
+        context: What the searches have in common.
+        searches: Strategies x seeds.
+        retraining: Recipe and seeds of the trainings from scratch.
+        out: Folder of the run.
+        workers: Processes.
+
+    Returns:
+        A row for every search, then one of random cells for every search seed.
+
+    Raises:
+        InputError: If a worker died, or a file is missing or damaged.
+    """
+    config = context.config
+    dataset = worker_dataset(context.data, context.data_seed, context.device)
+    supernet = build_supernet(config, dataset, context.stages, seed=0)
+    space = config.ops if isinstance(config.ops, str) else "own"
+    results = run_searches(context, searches, workers)
+    spent = _spent(context.metrics)
+    rows = []
+    for one, result in zip(searches, results, strict=True):
+        search_s, peak_mib = spent.get(one.name, (0.0, 0.0))
+        row = Row(one.label, one.seed, space, search_s=search_s, peak_memory_mib=peak_mib)
+        best = result.candidates[0][0] if result.candidates else None
+        rows.append(replace(row, cells=best, failure=result.failure))
+    for seed in dict.fromkeys(one.seed for one in searches):
+        generator = random.Random(seed)
+        cells = {kind: supernet.space.random_cell(generator) for kind in supernet.kinds}
+        rows.append(Row(RANDOM, seed, space, cells=cells))
+    if supernet.space == nas_bench_201.SPACE:
+        return _looked_up(rows)
+    training = TrainingContext(
+        context.data, context.data_seed, retraining.train, context.device, context.metrics
+    )
+    return _retrained(rows, supernet, retraining, training, out, workers)
+
+
+def tables_folder() -> Path:
+    """Return the folder of NAS-Bench-201's tables, `$PARETOBLOCKS_DATA`.
+
+    Raises:
+        InputError: If the variable is not set.
+    """
+    folder = os.environ.get(TABLES_VARIABLE)
+    if folder is None:
+        raise InputError(
+            f"the space nas_bench_201 is judged by tables: set {TABLES_VARIABLE} to the folder "
+            "that holds nb201_accuracy.csv.gz and nb201_latency_help.csv.gz"
+        )
+    return Path(folder)
+
+
+def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return a line per strategy: n, and mean and sample standard deviation of each figure."""
+    lines = []
+    for strategy in dict.fromkeys(row.strategy for row in rows):
+        good = [r for r in rows if r.strategy == strategy and r.accuracy is not None]
+        line: dict[str, Any] = {
+            "strategy": strategy,
+            "n": len(good),
+            "failed": sum(row.strategy == strategy for row in rows) - len(good),
+        }
+        for figure in FIGURES:
+            values = [float(getattr(row, figure)) for row in good]
+            line[figure] = statistics.fmean(values) if values else None
+            line[f"{figure}_std"] = statistics.stdev(values) if len(values) > 1 else None
+        lines.append(line)
+    return lines
+
+
+def _looked_up(rows: Sequence[Row]) -> list[Row]:
+    """Rows with the accuracies of the table, and the cost of the table's networks."""
+    table = nas_bench_201.Table.read(tables_folder(), TABLE_COLUMNS)
+    judged = []
+    for row in rows:
+        if row.cells is None:
+            judged.append(row)
+            continue
+        (cell,) = row.cells.values()
+        cost = nas_bench_201.benchmark_network(cell).cost()
+        judged.append(
+            replace(
+                row,
+                accuracy=table[cell][TABLE_COLUMNS[0]],
+                params=cost.params,
+                flops=cost.flops,
+                table=dict(table[cell]),
+            )
+        )
+    return judged
+
+
+def _retrained(
+    rows: Sequence[Row],
+    supernet: Supernet,
+    retraining: RetrainConfig,
+    training: TrainingContext,
+    out: Path,
+    workers: int,
+) -> list[Row]:
+    """Rows with the test accuracies of the networks that the cells make, trained from scratch."""
+    trials = {}
+    for number, row in enumerate(rows):
+        if row.cells is not None:
+            stack = supernet.found(row.cells)
+            record = ModelRecord(f"{row.strategy}-s{row.seed}", (), (), stack.cost(), row.seed)
+            trials[number] = Trial("retrained", record, stack)
+    records = retrain_all(list(trials.values()), retraining, out, training, workers)
+    judged = list(rows)
+    for number, record in zip(trials, records, strict=True):
+        judged[number] = replace(
+            rows[number],
+            accuracy=record.test_accuracy_mean,
+            params=record.cost.params,
+            flops=record.cost.flops,
+            failure=record.failure,
+        )
+    return judged
+
+
+def _spent(metrics: Path) -> dict[str, tuple[float, float]]:
+    """Return seconds and peak MiB of every search; of an epoch that was done twice, the last."""
+    seconds: dict[str, dict[int, float]] = {}
+    peaks: dict[str, float] = {}
+    for event in read_metrics(metrics):
+        if event.get("stage") == "blocks":
+            task = str(event["task"])
+            if "epoch_s" in event:
+                seconds.setdefault(task, {})[event["epoch"]] = event["epoch_s"]
+            if "peak_memory_mib" in event:
+                peaks[task] = max(peaks.get(task, 0.0), event["peak_memory_mib"])
+    return {task: (sum(own.values()), peaks.get(task, 0.0)) for task, own in seconds.items()}
