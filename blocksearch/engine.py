@@ -140,6 +140,10 @@ class WeightStep:
             weight_decay=config.weight_decay,
             fused=True,
         )
+        if config.momentum:
+            # The fused step takes buffers of all weights or of none, and gates may leave out ops.
+            for weight in supernet.parameters():
+                self.optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
 
     def schedule(self, progress: float) -> None:
         """Set the learning rate for `progress` in [0, 1)."""
@@ -265,7 +269,9 @@ def shared_weight_accuracy(supernet: Supernet, cells: Cells, split: Split) -> fl
     of one search, not an estimate of what a retrained network reaches.
     """
     gates = one_hot_gates(cells, supernet.space)
-    gates = Gates(gates.weight.to(split.images.device), gates.active)
+    assert gates.bypass is not None
+    weight, bypass = (gate.to(split.images.device) for gate in (gates.weight, gates.bypass))
+    gates = Gates(weight, gates.active, bypass=bypass)
     right = torch.zeros((), device=split.images.device)
     # Nearly equal batches: BatchNorm uses the batch's statistics, and a rest of one has none.
     size = math.ceil(len(split) / math.ceil(len(split) / EVALUATION_BATCH))

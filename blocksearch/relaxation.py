@@ -222,7 +222,7 @@ def one_hot_gates(cells: dict[str, Cell], space: SearchSpace) -> Gates:
             for edge in node:
                 position = space.edges.index((edge.source, space.inputs + index))
                 weight[kind, position, space.ops.index(edge.op)] = 1.0
-    return Gates(weight, weight > 0)
+    return Gates(weight, weight > 0, bypass=weight.amax(dim=-1))
 
 
 def _without_none(probabilities: Tensor, space: SearchSpace) -> Tensor:

@@ -39,7 +39,8 @@ class DrawnBlock:
         name: For example "normal-3".
         kind: "normal" or "reduction".
         inputs: Input states of the cell.
-        nodes: Per inner node its (source state, op name) pairs; the inputs are the first states.
+        nodes: Per inner node its (source state, op name) pairs; the inputs are the first states. A
+            node without any is no part of the output, and is drawn only if another one reads it.
         params: Trainable parameters at the library's reference width.
         flops: Multiply-adds for one image, at the same width.
         found_by: Where the cell comes from, for a reader.
@@ -64,7 +65,7 @@ class _Wire:
 
 @dataclass(frozen=True)
 class _Graph:
-    """Slots by number, the states first (inputs, nodes, output), and the wires through them."""
+    """Slots by number, the states first, as `_states` lists them, and the wires through them."""
 
     columns: tuple[int, ...]  # of each slot
     heights: tuple[float, ...]  # of each slot
@@ -102,10 +103,9 @@ def draw_block(block: DrawnBlock) -> str:
         if wire.op is not None:
             slot = wire.slots[-2]
             labels.append(_label(wire.op, colour, x[graph.columns[slot]], y[slot]))
-    count = block.inputs + len(block.nodes) + 1
     states = [
-        _state(_state_name(block, state), x[graph.columns[state]], y[state])
-        for state in range(count)
+        _state(_state_name(block, state), x[graph.columns[slot]], y[slot])
+        for slot, state in enumerate(_states(block))
     ]
     right = x[-1] + width[-1] / 2 + MARGIN
     bottom = max(y[s] + graph.heights[s] / 2 for s in range(len(y))) + MARGIN
@@ -118,21 +118,32 @@ def draw_block(block: DrawnBlock) -> str:
     )
 
 
+def _states(block: DrawnBlock) -> list[int]:
+    """Return the states that are drawn, in the order of their slots; the output is the last."""
+    read = {source for node in block.nodes for source, _ in node}
+    nodes = enumerate(block.nodes, start=block.inputs)
+    drawn = [state for state, node in nodes if node or state in read]
+    return [*range(block.inputs), *drawn, block.inputs + len(block.nodes)]
+
+
 def _graph(block: DrawnBlock) -> _Graph:
-    """Give every state, op name and passing wire its slot."""
+    """Give every drawn state, op name and passing wire its slot."""
     ranks = [0] * block.inputs
     for node in block.nodes:
         ranks.append(1 + max((ranks[source] for source, _ in node), default=0))
-    columns = [2 * rank for rank in ranks]
+    states = _states(block)
+    columns = [2 * ranks[state] for state in states[:-1]]
     columns.append(1 + max(columns))  # the output; no op names before it
     heights = [STATE_HEIGHT] * len(columns)
-    output = len(columns) - 1
-    edges: list[tuple[int, int, str | None]] = [
-        (source, block.inputs + index, op)
-        for index, node in enumerate(block.nodes)
-        for source, op in node
+    slot_of = {state: slot for slot, state in enumerate(states)}
+    edges: list[tuple[int, int, str | None]] = []
+    for state, node in enumerate(block.nodes, start=block.inputs):
+        edges += [(slot_of[source], slot_of[state], op) for source, op in node]
+    edges += [
+        (slot_of[state], len(states) - 1, None)
+        for state, node in enumerate(block.nodes, start=block.inputs)
+        if node
     ]
-    edges += [(state, output, None) for state in range(block.inputs, output)]
     wires = []
     for source, target, op in edges:
         passed = range(columns[source] + 1, columns[target])

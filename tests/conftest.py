@@ -87,6 +87,7 @@ def make_setup() -> Callable[..., SearchSetup]:
         nodes: int = 2,
         cells: int = 2,
         stages: int = 2,
+        channels: int = 8,
         seed: int = 0,
     ) -> SearchSetup:
         def supernet(form: Form = PLAIN) -> Supernet:
@@ -96,7 +97,7 @@ def make_setup() -> Callable[..., SearchSetup]:
                     space,
                     (1, SIDE_PX, SIDE_PX),
                     2,
-                    channels=8,
+                    channels=channels,
                     cells=cells,
                     stages=stages,
                     form=form,

@@ -290,3 +290,19 @@ def test_drawn_cell_reads_from_left_to_right():
     place = {"".join(text.itertext()): float(text.get("x", "nan")) for text in states}
     assert list(place) == ["ck−2", "ck−1", "0", "1", "2", "ck"]
     assert place["ck−2"] == place["ck−1"] < place["0"] < place["1"] < place["2"] < place["ck"]
+
+
+def test_a_node_without_edges_is_not_drawn_and_the_others_keep_their_numbers():
+    nodes = (((0, "skip_connect"),), (), ((0, "sep_conv_3x3"), (2, "ghost_3x3")), ())
+    root = ElementTree.fromstring(draw_block(replace(BLOCKS[0], nodes=nodes)))
+    states = [text for text in root.iter(f"{SVG}text") if text.get("class") == "state"]
+    assert ["".join(text.itertext()) for text in states] == ["ck−2", "ck−1", "0", "2", "ck"]
+    assert len(list(root.iter(f"{SVG}path"))) == 3 + 2  # its edges, and nodes 0 and 2 into ck
+
+
+def test_a_node_without_edges_that_another_reads_is_drawn_but_not_as_output():
+    nodes = ((), ((0, "nor_conv_3x3"), (1, "skip_connect")))  # as in the dense space
+    root = ElementTree.fromstring(draw_block(replace(BLOCKS[0], inputs=1, nodes=nodes)))
+    states = [text for text in root.iter(f"{SVG}text") if text.get("class") == "state"]
+    assert ["".join(text.itertext()) for text in states] == ["ck−1", "0", "1", "ck"]
+    assert len(list(root.iter(f"{SVG}path"))) == 2 + 1

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from blocksearch import kernels
 from blocksearch.cells import DiscreteCell, MixedCell
+from blocksearch.forms import PLAIN, Form
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS, build_op
 from blocksearch.relaxation import Gates, expected_cost, one_hot_gates
-from blocksearch.space import KINDS, SearchSpace
+from blocksearch.space import KINDS, SearchSpace, base_kind
 from blocksearch.supernet import Supernet, reduction_positions
 from evaluation.cost import measure_cost
 
@@ -235,3 +236,60 @@ def test_the_expected_cost_of_one_hot_gates_is_that_of_the_found_edges(cost, sid
     dearest = float(op_costs.amax(dim=-1).sum())
     assert spent > 0
     assert float(share) * dearest == pytest.approx(spent, rel=1e-6)
+
+
+def test_where_every_cell_is_a_kind_each_has_its_own_gates():
+    def build(form: Form) -> Supernet:
+        torch.manual_seed(0)
+        return Supernet(SPACE, (3, 8, 8), 5, channels=4, cells=4, stages=2, form=form).double()
+
+    tied, own = build(PLAIN), build(Form(cell_kinds=True))
+    assert own.kinds == ("normal@0", "normal@1", "reduction@2", "normal@3")
+    assert [base_kind(kind) for kind in own.kinds] == ["normal", "normal", "reduction", "normal"]
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    gates = random_gates(SPACE).weight.double()
+    by_cell = gates[[0, 0, 1, 0]]
+    expected = tied(x, Gates(gates))
+    torch.testing.assert_close(own(x, Gates(by_cell)), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(tied(x, Gates(by_cell)), expected, rtol=0, atol=1e-12)
+    by_cell[3] = 0
+    assert not torch.allclose(own(x, Gates(by_cell)), expected)
+    per_kind, per_cell = tied.op_costs(), own.op_costs()
+    assert torch.equal(per_cell[[0, 1, 3]].sum(dim=0), per_kind[0])
+    assert torch.equal(per_cell[2], per_kind[1])
+
+
+def test_cells_found_one_by_one_stand_in_their_places():
+    net = make_supernet(cells=3, stages=3)
+    generator = random.Random(0)
+    cells = {
+        f"{kind}@{place}": SPACE.random_cell(generator)
+        for place, kind in enumerate(("normal", "reduction", "reduction"))
+    }
+    stack = net.found(cells)
+    assert [one.cell for one in stack.cells] == list(cells.values())
+    assert [one.channels for one in stack.cells] == [4, 8, 16]
+    assert [one.channels for one in net.found(cells, channels=12).cells] == [12, 24, 48]
+    assert stack.cost() == measure_cost(stack(), (3, 8, 8))
+
+
+def test_gates_of_another_number_of_kinds_are_refused():
+    with pytest.raises(ValueError, match=r"gates must be \(2, 5, 3\), got \(4, 5, 3\)"):
+        make_supernet()(torch.zeros(1, 3, 8, 8), Gates(torch.ones(4, 5, 3)))
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ({"partial": 2, "bottleneck": 2}, "not both"),
+        ({"partial": 0}, "not both"),
+    ],
+)
+def test_an_impossible_form_is_refused(form, message):
+    with pytest.raises(ValueError, match=message):
+        Form(**form)
+
+
+def test_a_width_that_cannot_be_cut_is_refused():
+    with pytest.raises(ValueError, match="4 channels cannot be cut into 4 parts"):
+        Supernet(SPACE, (3, 8, 8), 5, channels=4, cells=1, stages=1, form=Form(partial=4))
