@@ -114,10 +114,8 @@ def least_cells(space: SearchSpace, count: str) -> dict[str, Cell]:
         costs = {op: op_cost(op, STEM_MULTIPLIER * 8, stride, side) for op in space.ops}
         return min((cost.count(count), op) for op, cost in costs.items() if op != "none")
 
-    cells = {}
-    for kind, stride in ((NORMAL, 1), (REDUCTION, 2)):
-        from_input, from_node = cheapest(stride), cheapest(1)
-        first = Edge(0, from_input[1])
-        inner = first if from_input <= from_node else Edge(space.inputs, from_node[1])
-        cells[kind] = Cell(((first,), *[(inner,)] * (space.nodes - 1)), space.inputs)
-    return cells
+    # A node without edges hands nothing on, so that one edge alone is the least.
+    return {
+        kind: Cell(((Edge(0, cheapest(stride)[1]),), *[()] * (space.nodes - 1)), space.inputs)
+        for kind, stride in ((NORMAL, 1), (REDUCTION, 2))
+    }
