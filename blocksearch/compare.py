@@ -9,7 +9,7 @@ import os
 import random
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data."""
-        data: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        data = asdict(self)
         if self.cells is not None:
             data["cells"] = {kind: cell.to_json() for kind, cell in self.cells.items()}
         return data
@@ -136,14 +136,15 @@ def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return a line per strategy: n, and mean and sample standard deviation of each figure."""
     lines = []
     for strategy in dict.fromkeys(row.strategy for row in rows):
-        good = [r for r in rows if r.strategy == strategy and r.accuracy is not None]
+        own = [row for row in rows if row.strategy == strategy]
+        good = [row.to_json() for row in own if row.accuracy is not None]
         line: dict[str, Any] = {
             "strategy": strategy,
             "n": len(good),
-            "failed": sum(row.strategy == strategy for row in rows) - len(good),
+            "failed": len(own) - len(good),
         }
         for figure in FIGURES:
-            values = [float(getattr(row, figure)) for row in good]
+            values = [float(row[figure]) for row in good]
             line[figure] = statistics.fmean(values) if values else None
             line[f"{figure}_std"] = statistics.stdev(values) if len(values) > 1 else None
         lines.append(line)
