@@ -28,6 +28,7 @@ class CellInputs(nn.Module):
         halve_first: bool,
         searching: bool,
         inputs: int = 2,
+        one_bit: bool = False,
     ):
         super().__init__()
         self.single = inputs == 1
@@ -36,8 +37,8 @@ class CellInputs(nn.Module):
                 raise ValueError(f"expected an input of {channels} channels, got {in_channels[1]}")
             return
         first = factorized_reduce if halve_first else relu_conv_bn
-        self.first = first(in_channels[0], channels, searching)
-        self.second = relu_conv_bn(in_channels[1], channels, searching)
+        self.first = first(in_channels[0], channels, searching, one_bit)
+        self.second = relu_conv_bn(in_channels[1], channels, searching, one_bit)
 
     def forward(self, s0: Tensor, s1: Tensor) -> list[Tensor]:
         """Map the two outputs to the cell's input states (B, C, H, W)."""
@@ -68,13 +69,21 @@ class MixedCell(nn.Module):
         self.form = form
         self.channels = channels
         self.inputs = CellInputs(
-            in_channels, channels, halve_first=halve_first, searching=True, inputs=space.inputs
+            in_channels,
+            channels,
+            halve_first=halve_first,
+            searching=True,
+            inputs=space.inputs,
+            one_bit=form.one_bit,
         )
         width = form.op_channels(channels) if form != PLAIN else channels
 
         def ops(source: int) -> nn.ModuleList:
             stride = _stride(source, space.inputs, reduction)
-            return nn.ModuleList(build_op(op, width, stride, searching=True) for op in space.ops)
+            return nn.ModuleList(
+                build_op(op, width, stride, searching=True, one_bit=form.one_bit)
+                for op in space.ops
+            )
 
         states = space.inputs + space.nodes
         shared = [ops(source) for source in range(states - 1)] if form.share_ops else None
@@ -100,7 +109,7 @@ class MixedCell(nn.Module):
         """
         states = self.inputs(s0, s1)
         active = self._active(gates, kind)
-        simple = isinstance(self.passage, Whole) and not self.form.share_ops
+        simple = type(self.passage) is Whole and not self.form.share_ops
         if active and simple and kernels.fits(states[0]):
             nodes = self._fused(states, gates, kind, active)
         else:
@@ -193,9 +202,16 @@ class DiscreteCell(nn.Module):
             halve_first=halve_first,
             searching=searching,
             inputs=cell.inputs,
+            one_bit=cell.one_bit,
         )
         self.edges = nn.ModuleList(
-            build_op(edge.op, channels, _stride(edge.source, cell.inputs, reduction), searching)
+            build_op(
+                edge.op,
+                channels,
+                _stride(edge.source, cell.inputs, reduction),
+                searching,
+                cell.one_bit,
+            )
             for node in cell.nodes
             for edge in node
         )

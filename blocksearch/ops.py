@@ -15,6 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from blocksearch.one_bit import BODIES, OneBitReduce, OneBitUnit
 from evaluation.cost import measure_cost
 from evaluation.records import Cost
 
@@ -118,14 +119,21 @@ class TwoGrids(nn.Module):
         return torch.cat([self.even(x), self.odd(padded[:, :, 1:, 1:])], dim=1)
 
 
-def factorized_reduce(in_channels: int, out_channels: int, searching: bool) -> Op:
+def factorized_reduce(
+    in_channels: int, out_channels: int, searching: bool, one_bit: bool = False
+) -> Op:
     """ReLU, `TwoGrids`, BatchNorm: the skip connection that halves the resolution."""
+    if one_bit:
+        return Op(OneBitReduce(in_channels, out_channels, searching), relu=False)
     body = TwoGrids(in_channels, out_channels)
     return Op(body, batch_norm(out_channels, searching), relu=True)
 
 
-def relu_conv_bn(in_channels: int, out_channels: int, searching: bool) -> Op:
-    """ReLU, 1x1 convolution, BatchNorm."""
+def relu_conv_bn(in_channels: int, out_channels: int, searching: bool, one_bit: bool = False) -> Op:
+    """ReLU, 1x1 convolution, BatchNorm; where `one_bit`, a unit of 1-bit weights."""
+    if one_bit:
+        unit = OneBitUnit(in_channels, out_channels, 1, one_bit_input=False, searching=searching)
+        return Op(unit, relu=False)
     body = nn.Conv2d(in_channels, out_channels, 1, bias=False)
     return Op(body, batch_norm(out_channels, searching), relu=True)
 
@@ -295,14 +303,18 @@ LIGHT_OPS = (
 
 
 @functools.cache
-def op_cost(name: str, channels: int, stride: int, side: tuple[int, int]) -> Cost:
+def op_cost(
+    name: str, channels: int, stride: int, side: tuple[int, int], one_bit: bool = False
+) -> Cost:
     """Return the cost of an op in a found network, for an input of (channels, *side)."""
     with torch.device("meta"):
-        op = build_op(name, channels, stride, searching=False)
+        op = build_op(name, channels, stride, searching=False, one_bit=one_bit)
     return measure_cost(op, (channels, *side))
 
 
-def build_op(name: str, channels: int, stride: int, searching: bool) -> nn.Module:
+def build_op(
+    name: str, channels: int, stride: int, searching: bool, one_bit: bool = False
+) -> nn.Module:
     """Build the op `name` for `channels` channels.
 
     Args:
@@ -310,10 +322,15 @@ def build_op(name: str, channels: int, stride: int, searching: bool) -> nn.Modul
         channels: Channels in and out.
         stride: 1 or 2.
         searching: True in the supernet: see `batch_norm`, and pools are followed by one.
+        one_bit: Its 1-bit form, see `blocksearch.one_bit`; ops without a convolution have none.
 
     Raises:
         ValueError: If the name is unknown.
     """
     if name not in OPS:
         raise ValueError(f"op must be one of {', '.join(OPS)}, got {name!r}")
+    if one_bit and name in BODIES:
+        return Op(BODIES[name](channels, stride, searching), relu=False)
+    if one_bit and name == "skip_connect" and stride == 2:
+        return factorized_reduce(channels, channels, searching, one_bit)
     return OPS[name](channels, stride, searching)

@@ -19,11 +19,20 @@ class Cost:
         params: Trainable parameters.
         flops: Multiply-adds of convolutions and linear layers for one image, forward.
         latency_ms: Median milliseconds, None when not measured.
+        bit_ops: Multiply-adds of 1-bit numbers for one image, forward; not among `flops`.
+        bit_params: Those of `params` that are 1-bit weights.
     """
 
     params: int
     flops: int
     latency_ms: float | None = None
+    bit_ops: int = 0
+    bit_params: int = 0
+
+    @property
+    def model_bits(self) -> int:
+        """Size of the weights in bits: 1 for a 1-bit weight, 32 for every other parameter."""
+        return 32 * self.params - 31 * self.bit_params
 
     def count(self, name: str) -> int:
         """Return the count of that name, `params` or `flops`.
@@ -38,7 +47,17 @@ class Cost:
 
     def __add__(self, other: "Cost") -> "Cost":
         """Add counts; latencies do not add up exactly and are dropped."""
-        return Cost(self.params + other.params, self.flops + other.flops)
+        return Cost(
+            self.params + other.params,
+            self.flops + other.flops,
+            bit_ops=self.bit_ops + other.bit_ops,
+            bit_params=self.bit_params + other.bit_params,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON data; a network without 1-bit layers has no fields about them."""
+        one_bit = ("bit_ops", "bit_params")
+        return {name: n for name, n in asdict(self).items() if n or name not in one_bit}
 
 
 @dataclass(frozen=True)
@@ -83,7 +102,7 @@ class ModelRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data."""
-        return asdict(self)
+        return {**asdict(self), "cost": self.cost.to_json()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
@@ -100,7 +119,8 @@ class ModelRecord:
             record = cls(**fields)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a model record: {error}") from error
-        counts = (record.cost.params, record.cost.flops, *record.genome)
+        cost = record.cost
+        counts = (cost.params, cost.flops, cost.bit_ops, cost.bit_params, *record.genome)
         if not isinstance(record.id, str) or not all(isinstance(count, int) for count in counts):
             raise ValueError(f"not a model record: id {record.id!r}, counts {counts}")
         accuracies = [a for a in (record.valid_accuracy, *record.test_accuracy) if a is not None]

@@ -117,6 +117,29 @@ def test_flops_of_every_op_are_half_of_what_torch_counts_on_the_cpu(op, stride):
     assert ("conv" in op or op in ("ghost_3x3", "gshuffle_3x3")) <= (cost.flops > 0)
 
 
+class Binary(nn.Conv2d):
+    one_bit_weight = True
+    one_bit_input = True
+
+
+class BinaryWeights(nn.Conv2d):
+    one_bit_weight = True
+    one_bit_input = False
+
+
+def test_1_bit_layers_are_counted_apart():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Binary(4, 5, 1), BinaryWeights(5, 6, 1), nn.PReLU())
+    pixels = 4 * 6
+    assert measure_cost(model, (3, 6, 8)) == Cost(
+        params=112 + 25 + 36 + 1,
+        flops=(108 + 30) * pixels,
+        bit_ops=20 * pixels,
+        bit_params=20 + 30,  # without the biases
+    )
+    assert measure_cost(model[0], (3, 6, 8)) == Cost(112, 108 * pixels)
+    assert not model[1]._forward_hooks and not model[1]._forward_pre_hooks
+
+
 def test_frozen_params_are_left_out_and_shared_ones_counted_once():
     model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
     assert count_params(model) == 32

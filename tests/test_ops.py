@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from blocksearch import nas_bench_201
 from blocksearch.ops import (
     DARTS_OPS,
     LIGHT_OPS,
@@ -48,8 +49,8 @@ def test_the_memory_format_changes_no_result(name):
         torch.testing.assert_close(op(x.to(memory_format=torch.channels_last)), op(x))
 
 
-def test_every_op_of_the_two_sets_is_built_by_name():
-    assert set(DARTS_OPS) | set(LIGHT_OPS) == set(OPS)
+def test_every_op_of_the_sets_is_built_by_name():
+    assert {*DARTS_OPS, *LIGHT_OPS, *nas_bench_201.OPS} == set(OPS)
     assert DARTS_OPS[0] == LIGHT_OPS[0] == "none"
 
 

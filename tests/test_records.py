@@ -35,6 +35,7 @@ def record(id="a", accuracy=0.75, **changes):
     [
         record(),
         record(cost=Cost(7, 9, 1.25)),
+        record(cost=Cost(7, 9, None, 30, 5)),
         record(accuracy=None, failure="RuntimeError: out of memory"),
         record().retrained((0.5, 0.25), (0, 1)),
         record(genome=(), accuracy=None),
@@ -54,6 +55,7 @@ def test_a_record_survives_json(original):
         {"cost": {"params": 1}},
         {"cost": None},
         {"cost": {"params": "many", "flops": 1}},
+        {"cost": {"params": 1, "flops": 1, "bit_ops": "many"}},
         {"genome": 4},
         {"colour": "red"},
         {"valid_accuracy": None},
@@ -73,6 +75,18 @@ def test_json_without_an_id_is_no_record():
 
 def test_costs_add_up_and_a_sum_has_no_latency():
     assert Cost(1, 20, 5.0) + Cost(3, 400, 7.0) == Cost(4, 420, None)
+    assert Cost(1, 2, 3.0, 4, 1) + Cost(50, 60) == Cost(51, 62, None, 4, 1)
+
+
+def test_a_1_bit_weight_takes_one_bit_and_any_other_parameter_32():
+    assert Cost(10, 0).model_bits == 320
+    assert Cost(10, 0, bit_params=4).model_bits == 6 * 32 + 4
+
+
+def test_only_a_network_with_1_bit_layers_says_so_in_its_json():
+    assert record().to_json()["cost"] == {"params": 1200, "flops": 34_000, "latency_ms": None}
+    cost = record(cost=Cost(7, 9, None, 30, 5)).to_json()["cost"]
+    assert cost == {"params": 7, "flops": 9, "latency_ms": None, "bit_ops": 30, "bit_params": 5}
 
 
 def test_test_accuracy_has_a_mean_from_one_seed_and_a_deviation_from_two():
