@@ -523,13 +523,16 @@ def front(folder: Folder, as_json: AsJson = False) -> int:
         print(json.dumps([_row(record) for record in records]))
         return DONE
     table = Table(box=None, title="accuracy: validation after proxy training; test retrained")
-    for title in ("id", "params", "FLOPs", "ms", "validation", "test ± std", "seeds"):
+    one_bit = any(record.cost.bit_params for record in records)
+    bits = ("bit ops", "bits") if one_bit else ()
+    for title in ("id", "params", "FLOPs", *bits, "ms", "validation", "test ± std", "seeds"):
         table.add_column(title, no_wrap=True, justify="left" if title == "id" else "right")
     for record in records:
         table.add_row(
             record.id,
             f"{record.cost.params:,}",
             f"{record.cost.flops:,}",
+            *([f"{record.cost.bit_ops:,}", f"{record.cost.model_bits:,}"] if one_bit else []),
             "-" if record.cost.latency_ms is None else f"{record.cost.latency_ms:.2f}",
             _fraction(record.valid_accuracy),
             f"{_fraction(record.test_accuracy_mean)} ± {_fraction(record.test_accuracy_std)}",
@@ -645,7 +648,9 @@ def doctor() -> int:
 
 def _row(record: ModelRecord) -> dict[str, Any]:
     """Return what `front --json` and `pick --json` say of a model."""
-    return {
+    cost = record.cost
+    bits = {"bit_ops": cost.bit_ops, "model_bits": cost.model_bits} if cost.bit_params else {}
+    return bits | {
         "id": record.id,
         "params": record.cost.params,
         "flops": record.cost.flops,

@@ -42,7 +42,8 @@ class Row:
             or from the table; None if the search or a training failed.
         params: A count.
         flops: Multiply-adds for one image.
-        bit_ops: 1-bit multiply-adds for one image, which are not among the FLOPs.
+        bit_ops: Multiply-adds of 1-bit numbers for one image, which are not among the FLOPs.
+        model_bits: Size of the weights, 32 bits each but for 1-bit ones.
         search_s: Wall-clock seconds of the search on its threads.
         peak_memory_mib: Most memory that the search held beyond what was there before it.
         cells: The cells found, by kind; None if the search failed.
@@ -57,6 +58,7 @@ class Row:
     params: int | None = None
     flops: int | None = None
     bit_ops: int = 0
+    model_bits: int | None = None
     search_s: float = 0.0
     peak_memory_mib: float = 0.0
     cells: Cells | None = None
@@ -152,14 +154,15 @@ def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _looked_up(rows: Sequence[Row]) -> list[Row]:
-    """Rows with the accuracies of the table, and the cost of the table's networks."""
+    """Rows with the accuracies of the table, and the costs of its networks, which are not 1-bit."""
     table = nas_bench_201.Table.read(tables_folder(), TABLE_COLUMNS)
     judged = []
     for row in rows:
         if row.cells is None:
             judged.append(row)
             continue
-        (cell,) = row.cells.values()
+        (found,) = row.cells.values()
+        cell = replace(found, one_bit=False)
         cost = nas_bench_201.benchmark_network(cell).cost()
         judged.append(
             replace(
@@ -167,6 +170,7 @@ def _looked_up(rows: Sequence[Row]) -> list[Row]:
                 accuracy=table[cell][TABLE_COLUMNS[0]],
                 params=cost.params,
                 flops=cost.flops,
+                model_bits=cost.model_bits,
                 table=dict(table[cell]),
             )
         )
@@ -196,6 +200,8 @@ def _retrained(
             accuracy=record.test_accuracy_mean,
             params=record.cost.params,
             flops=record.cost.flops,
+            bit_ops=record.cost.bit_ops,
+            model_bits=record.cost.model_bits,
             failure=record.failure,
         )
     return judged

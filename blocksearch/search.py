@@ -107,7 +107,9 @@ class BlockSearchConfig(BaseModel):
                 except ValidationError as error:
                     first = error.errors()[0]
                     key = ".".join(str(part) for part in first["loc"])
-                    raise ValueError(f"strategies.{strategy}.{key}: {first['msg']}") from error
+                    raise ValueError(
+                        f"strategies.{strategy}.{key}: {first['msg']}, got {first['input']!r}"
+                    ) from error
                 label = [f"{k}={v}" for k, v in chosen.items() if len(swept[k]) > 1]
                 for own_seed in self.seeds:
                     name = "-".join([strategy, *label, f"s{own_seed}"])

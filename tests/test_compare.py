@@ -98,6 +98,24 @@ def test_on_nas_bench_201_what_is_found_is_looked_up(tmp_path, data_root):
         (("--strategies", "darts,fastest"), "unknown 'fastest'; there are darts, "),
         (("--set=blocksearch.ops=nas_bench_201",), "nodes: 3 and edges_per_node: 3, got 2 and 2"),
         (("--strategies", "darts", "--set=blocksearch.cells=1"), "cells"),
+        (
+            ("--strategies", "dlw_nas", "--set=blocksearch.strategies.dlw_nas.warmup=2"),
+            "strategies.dlw_nas.warmup: Input should be less than 1, got 2",
+        ),
+        (
+            ("--strategies", "dca_nas", "--set=blocksearch.strategies.dca_nas.max_params=9"),
+            "dca_nas: max_params: the smallest network here has ",
+        ),
+        (
+            (
+                "--strategies=hopnas",
+                "--set=blocksearch.strategies.hopnas.per_cell=true",
+                "--set=blocksearch.ops=nas_bench_201",
+                "--set=blocksearch.nodes=3",
+                "--set=blocksearch.edges_per_node=3",
+            ),
+            "repeats one cell, so its cells cannot be found each on its own; set per_cell: false",
+        ),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_left_behind(arguments, message, tmp_path):

@@ -123,7 +123,7 @@ class Hopnas:
         space = self.supernet.space
         if config.per_cell and space.dense:
             raise InputError(
-                "hopnas: a network of this space (NAS-Bench-201) repeats one cell, so its cells "
+                "a network of this space (NAS-Bench-201) repeats one cell, so its cells "
                 "cannot be found each on its own; set per_cell: false"
             )
         per_cell = not space.dense if config.per_cell is None else config.per_cell
