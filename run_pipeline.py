@@ -16,7 +16,6 @@ import typer
 from joblib import cpu_count
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
-from rich.table import Table
 
 from blocksearch import kernels, nas_bench_201
 from blocksearch.compare import Row, compare, summary, tables_folder
@@ -39,6 +38,7 @@ from evaluation.report import Baseline, DrawnBlock, Report, write_report
 from evaluation.retrain import RetrainConfig, Trial, retrain_all
 from evaluation.run_folder import Facts, RunFolder, versions
 from evaluation.sources import load_torchvision
+from evaluation.tables import amount, comparison_table, fraction, front_table, model_row
 from evaluation.training import TrainConfig, TrainingContext
 from netsearch.baselines import FOLDERS, baseline_trials
 from netsearch.forecast import check_memory, forecast
@@ -520,25 +520,9 @@ def front(folder: Folder, as_json: AsJson = False) -> int:
     """Show the Pareto set of a run."""
     records = Pipeline.open(folder).front()
     if as_json:
-        print(json.dumps([_row(record) for record in records]))
+        print(json.dumps([model_row(record) for record in records]))
         return DONE
-    table = Table(box=None, title="accuracy: validation after proxy training; test retrained")
-    one_bit = any(record.cost.bit_params for record in records)
-    bits = ("bit ops", "bits") if one_bit else ()
-    for title in ("id", "params", "FLOPs", *bits, "ms", "validation", "test ± std", "seeds"):
-        table.add_column(title, no_wrap=True, justify="left" if title == "id" else "right")
-    for record in records:
-        table.add_row(
-            record.id,
-            f"{record.cost.params:,}",
-            f"{record.cost.flops:,}",
-            *([f"{record.cost.bit_ops:,}", f"{record.cost.model_bits:,}"] if one_bit else []),
-            "-" if record.cost.latency_ms is None else f"{record.cost.latency_ms:.2f}",
-            _fraction(record.valid_accuracy),
-            f"{_fraction(record.test_accuracy_mean)} ± {_fraction(record.test_accuracy_std)}",
-            str(len(record.test_accuracy)),
-        )
-    Console().print(table)
+    Console().print(front_table(records))
     return DONE
 
 
@@ -554,7 +538,7 @@ def pick_model(
     as_json: AsJson = False,
 ) -> int:
     """Name the most accurate retrained model within the budgets, and where its weights are."""
-    budgets = Budgets(_amount(max_params), _amount(max_flops), max_latency_ms, min_accuracy)
+    budgets = Budgets(amount(max_params), amount(max_flops), max_latency_ms, min_accuracy)
     pipeline = Pipeline.open(folder)
     candidates = pipeline.retrained()
     within = [record for record in candidates if budgets.excess(record) <= 0]
@@ -564,11 +548,11 @@ def pick_model(
         chosen, fits = pick(candidates, budgets)
     weights = str(folder / "retrained" / chosen.id / "weights.safetensors")
     if as_json:
-        print(json.dumps(_row(chosen) | {"weights": weights}))
+        print(json.dumps(model_row(chosen) | {"weights": weights}))
     else:
         print("" if fits else "nothing fits the budgets; the nearest model is ", end="")
         print(f"{chosen.id}: {chosen.cost.params:,} params, {chosen.cost.flops:,} FLOPs")
-        mean, std = _fraction(chosen.test_accuracy_mean), _fraction(chosen.test_accuracy_std)
+        mean, std = fraction(chosen.test_accuracy_mean), fraction(chosen.test_accuracy_std)
         print(f"test accuracy: {mean} ± {std} over {len(chosen.seeds)} seeds")
         print(f"weights: {weights}")
         if len(within) > 1:
@@ -615,13 +599,7 @@ def compare_strategies(
     if as_json:
         print(json.dumps([row.to_json() for row in rows]))
         return DONE
-    lines = [_compared(line) for line in summary(rows)]
-    table = Table(box=None, title="mean ± std over searches; accuracy: test, retrained or tabular")
-    for title in lines[0]:
-        table.add_column(title, no_wrap=True, justify="left" if title == "strategy" else "right")
-    for line in lines:
-        table.add_row(*line.values())
-    Console().print(table)
+    Console().print(comparison_table(summary(rows)))
     return DONE
 
 
@@ -644,65 +622,6 @@ def doctor() -> int:
         return BAD_INPUT
     print("torch and torchvision fit each other; all is well")
     return DONE
-
-
-def _row(record: ModelRecord) -> dict[str, Any]:
-    """Return what `front --json` and `pick --json` say of a model."""
-    cost = record.cost
-    bits = {"bit_ops": cost.bit_ops, "model_bits": cost.model_bits} if cost.bit_params else {}
-    return bits | {
-        "id": record.id,
-        "params": record.cost.params,
-        "flops": record.cost.flops,
-        "latency_ms": record.cost.latency_ms,
-        "valid_accuracy": record.valid_accuracy,
-        "test_accuracy": record.test_accuracy_mean,
-        "test_accuracy_std": record.test_accuracy_std,
-        "seeds": list(record.seeds),
-        "genome": list(record.genome),
-        "blocks": list(record.blocks),
-    }
-
-
-def _compared(line: dict[str, Any]) -> dict[str, str]:
-    """Return the figures of a strategy as people read them."""
-    failed = f" ({line['failed']} failed)" if line["failed"] else ""
-    accuracy = f"{_fraction(line['accuracy'])} ± {_fraction(line['accuracy_std'])}"
-    return {
-        "strategy": line["strategy"],
-        "n": f"{line['n']}{failed}",
-        "accuracy": accuracy,
-        "params": _rounded(line["params"]),
-        "FLOPs": _rounded(line["flops"]),
-        "search s": _rounded(line["search_s"]),
-        "peak MiB": _rounded(line["peak_memory_mib"]),
-    }
-
-
-def _rounded(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f}"
-
-
-def _fraction(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _amount(text: str | None) -> int | None:
-    """Read a count as people write it: 300k, 20M, 1.5G.
-
-    Raises:
-        InputError: If it is none, or not positive.
-    """
-    if text is None:
-        return None
-    factors = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
-    try:
-        amount = float(text.rstrip("kKMG")) * factors.get(text[-1:], 1.0)
-        if not 1 <= amount < float("inf"):
-            raise ValueError("not positive")
-    except ValueError as error:
-        raise InputError(f"expected a positive amount such as 300k or 20M, got {text!r}") from error
-    return round(amount)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,26 @@ class StrategyConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class AdamConfig(StrategyConfig):
+    """Base of those whose logits learn by Adam; the defaults are PC-DARTS's."""
+
+    alpha_learning_rate: float = Field(default=6e-4, gt=0)
+    alpha_weight_decay: float = Field(default=1e-3, ge=0)
+    alpha_beta1: float = Field(default=0.5, ge=0, lt=1)
+    alpha_beta2: float = Field(default=0.999, ge=0, lt=1)
+
+    def adam(self, logits: list[Tensor]) -> torch.optim.Adam:
+        """Return Adam on architecture logits, in the form that a GPU can replay."""
+        return torch.optim.Adam(
+            logits,
+            lr=self.alpha_learning_rate,
+            betas=(self.alpha_beta1, self.alpha_beta2),
+            weight_decay=self.alpha_weight_decay,
+            fused=True,
+            capturable=True,
+        )
+
+
 class WeightConfig(BaseModel):
     """How the supernet's weights learn: SGD with momentum and a cosine."""
 

@@ -23,7 +23,8 @@ from evaluation.errors import InputError
 from evaluation.pareto import non_dominated
 from evaluation.records import Archive, Cost, ModelRecord
 from evaluation.run_folder import RunFolder
-from run_pipeline import Config, Pipeline, _row, app
+from evaluation.tables import model_row
+from run_pipeline import Config, Pipeline, app
 
 ROOT = Path(__file__).parent.parent
 STRATEGY = "blocksearch.strategies.enhanced_gradient"
@@ -463,6 +464,6 @@ def test_importing_the_pipeline_leaves_torchvision_alone():
 def test_one_bit_networks_show_their_bits_and_others_have_the_same_keys_as_ever():
     ordinary = ModelRecord("a", (0,), ("normal-1",), Cost(10, 20), 0, 0.5)
     one_bit = ModelRecord("b", (0,), ("normal-1",), Cost(10, 20, bit_ops=7, bit_params=4), 0, 0.5)
-    extra = set(_row(one_bit)) - set(_row(ordinary))
+    extra = set(model_row(one_bit)) - set(model_row(ordinary))
     assert extra == {"bit_ops", "model_bits"}
-    assert (_row(one_bit)["bit_ops"], _row(one_bit)["model_bits"]) == (7, 6 * 32 + 4)
+    assert (model_row(one_bit)["bit_ops"], model_row(one_bit)["model_bits"]) == (7, 6 * 32 + 4)

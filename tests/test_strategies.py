@@ -45,7 +45,10 @@ class Made:
 
 
 def in_every_form(strategies: dict[str, type[Strategy]]) -> Iterator[Any]:
-    """Each with its defaults, and once with every other value of each setting that names a way."""
+    """Each with its defaults, and once with every other value of each setting that names a way.
+
+    The latter are of the slow tier.
+    """
     for name, strategy_class in strategies.items():
         yield pytest.param(Made(strategy_class), id=name)
         for key, field in strategy_class.Config.model_fields.items():
@@ -53,7 +56,7 @@ def in_every_form(strategies: dict[str, type[Strategy]]) -> Iterator[Any]:
                 for value in get_args(field.annotation):
                     if value != field.default:
                         made = Made(strategy_class, ((key, value),))
-                        yield pytest.param(made, id=f"{name}-{key}={value}")
+                        yield pytest.param(made, id=f"{name}-{key}={value}", marks=pytest.mark.slow)
 
 
 def documented() -> type[Strategy]:

@@ -18,6 +18,7 @@ from torch.func import functional_call
 
 from blocksearch import kernels
 from blocksearch.engine import (
+    AdamConfig,
     AlphaStep,
     Batch,
     Cells,
@@ -34,7 +35,7 @@ Weights = dict[str, Tensor]  # of a supernet, by their names in it
 SHIFT = 0.01  # length of w+ - w, as in the paper
 
 
-class DartsConfig(StrategyConfig):
+class DartsConfig(AdamConfig):
     """The order of the gradient on the alphas, and Adam on them.
 
     `finite_difference` is the second order as the paper computes it.
@@ -42,9 +43,6 @@ class DartsConfig(StrategyConfig):
 
     order: Literal["first", "second", "finite_difference"] = "first"
     alpha_learning_rate: float = Field(default=3e-4, gt=0)
-    alpha_weight_decay: float = Field(default=1e-3, ge=0)
-    alpha_beta1: float = Field(default=0.5, ge=0, lt=1)
-    alpha_beta2: float = Field(default=0.999, ge=0, lt=1)
 
 
 class Darts:
@@ -55,14 +53,7 @@ class Darts:
     def __init__(self, setup: SearchSetup, config: DartsConfig, generator: torch.Generator):
         self.supernet = setup.supernet(PLAIN)
         self.alphas = new_alphas(self.supernet, generator)
-        adam = torch.optim.Adam(
-            [self.alphas],
-            lr=config.alpha_learning_rate,
-            betas=(config.alpha_beta1, config.alpha_beta2),
-            weight_decay=config.alpha_weight_decay,
-            fused=True,
-            capturable=True,
-        )
+        adam = config.adam([self.alphas])
         self.alpha_step = AlphaStep(self.alphas, adam)
         self.weight_step = WeightStep(self.supernet, setup.weights)
         self.alpha_gradient = {

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from blocksearch.budget import Budget, most_probable_cells
 from blocksearch.engine import (
+    AdamConfig,
     AlphaStep,
     Batch,
     Cells,
@@ -86,7 +87,7 @@ class Transit:
         return Gates(weight, self.active)
 
 
-class DcaNasConfig(StrategyConfig):
+class DcaNasConfig(AdamConfig):
     """The budget, how the supernet is made light, and Adam on the alphas."""
 
     max_params: int | None = Field(default=None, ge=1)
@@ -96,10 +97,6 @@ class DcaNasConfig(StrategyConfig):
     damping: float = Field(default=10.0, ge=0)
     bottleneck: int = Field(default=4, ge=1)
     transit: bool = True
-    alpha_learning_rate: float = Field(default=6e-4, gt=0)
-    alpha_weight_decay: float = Field(default=1e-3, ge=0)
-    alpha_beta1: float = Field(default=0.5, ge=0, lt=1)
-    alpha_beta2: float = Field(default=0.999, ge=0, lt=1)
 
 
 class DcaNas:
@@ -115,14 +112,7 @@ class DcaNas:
     def __init__(self, setup: SearchSetup, config: DcaNasConfig, generator: torch.Generator):
         self.supernet = setup.supernet(Form(share_ops=True, bottleneck=config.bottleneck))
         self.alphas = new_alphas(self.supernet, generator)
-        adam = torch.optim.Adam(
-            [self.alphas],
-            lr=config.alpha_learning_rate,
-            betas=(config.alpha_beta1, config.alpha_beta2),
-            weight_decay=config.alpha_weight_decay,
-            fused=True,
-            capturable=True,
-        )
+        adam = config.adam([self.alphas])
         self.alpha_step = AlphaStep(self.alphas, adam)
         self.weight_step = WeightStep(self.supernet, setup.weights)
         self.budgets = self._budgets(config)

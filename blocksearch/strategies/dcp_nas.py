@@ -30,6 +30,7 @@ from torch.autograd import forward_ad
 
 from blocksearch import kernels
 from blocksearch.engine import (
+    AdamConfig,
     AlphaStep,
     Batch,
     Cells,
@@ -48,7 +49,7 @@ from evaluation.training import cosine
 Hessian = Literal["exact", "fisher"]
 
 
-class DcpNasConfig(StrategyConfig):
+class DcpNasConfig(AdamConfig):
     """Weights of the two extra terms, the decoupled update, and Adam on the alphas.
 
     Attributes:
@@ -70,10 +71,6 @@ class DcpNasConfig(StrategyConfig):
     pull: float = Field(default=1e-2, ge=0)
     psi_start: float = Field(default=1e-3, ge=0)
     psi_learning_rate: float = Field(default=1e-3, ge=0)
-    alpha_learning_rate: float = Field(default=6e-4, gt=0)
-    alpha_weight_decay: float = Field(default=1e-3, ge=0)
-    alpha_beta1: float = Field(default=0.5, ge=0, lt=1)
-    alpha_beta2: float = Field(default=0.999, ge=0, lt=1)
 
 
 def log_probabilities(supernet: Supernet, alphas: Tensor, images: Tensor) -> Tensor:
@@ -229,14 +226,7 @@ class Architecture:
 
     def __init__(self, supernet: Supernet, alphas: Tensor, config: DcpNasConfig):
         self.alphas = alphas
-        adam = torch.optim.Adam(
-            [alphas],
-            lr=config.alpha_learning_rate,
-            betas=(config.alpha_beta1, config.alpha_beta2),
-            weight_decay=config.alpha_weight_decay,
-            fused=True,
-            capturable=True,
-        )
+        adam = config.adam([alphas])
         self.alpha_step = AlphaStep(alphas, adam)
         self.norms = OpNorms(supernet)
         self.decoupled = Decoupled(alphas, config) if config.decoupled else None

@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from blocksearch.engine import (
+    AdamConfig,
     Batch,
     Cells,
     SearchSetup,
@@ -36,7 +37,7 @@ from blocksearch.relaxation import Gates
 from blocksearch.space import Cell, Edge, SearchSpace
 
 
-class DlwNasConfig(StrategyConfig):
+class DlwNasConfig(AdamConfig):
     """Prices of parameters, multiply-adds and edges; Adam on the alphas, plain steps on betas."""
 
     # From 0.05 on, a price outweighs the accuracy before the weights know what an op is worth.
@@ -45,10 +46,6 @@ class DlwNasConfig(StrategyConfig):
     edge_penalty: float = Field(default=0.01, ge=0)
     edge_learning_rate: float = Field(default=0.05, gt=0)
     warmup: float = Field(default=0.3, ge=0, lt=1)
-    alpha_learning_rate: float = Field(default=6e-4, gt=0)
-    alpha_weight_decay: float = Field(default=1e-3, ge=0)
-    alpha_beta1: float = Field(default=0.5, ge=0, lt=1)
-    alpha_beta2: float = Field(default=0.999, ge=0, lt=1)
 
 
 class ProximalStep:
@@ -82,14 +79,7 @@ class DlwNas:
         )
         self.alphas = new_alphas(self.supernet, generator)
         self.betas = torch.ones_like(self.alphas[..., 0]).requires_grad_()
-        self.adam = torch.optim.Adam(
-            [self.alphas],
-            lr=config.alpha_learning_rate,
-            betas=(config.alpha_beta1, config.alpha_beta2),
-            weight_decay=config.alpha_weight_decay,
-            fused=True,
-            capturable=True,
-        )
+        self.adam = config.adam([self.alphas])
         self.edge_step = ProximalStep(self.betas, config.edge_learning_rate, config.edge_penalty)
         self.weight_step = WeightStep(self.supernet, setup.weights)
         self.warm = False

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from blocksearch.engine import (
+    AdamConfig,
     Batch,
     Cells,
     SearchSetup,
@@ -27,15 +28,11 @@ from blocksearch.forms import Form
 from blocksearch.relaxation import Gates, derive_strongest
 
 
-class PcDartsConfig(StrategyConfig):
+class PcDartsConfig(AdamConfig):
     """The part of the channels, the rest of the logits, and Adam on them."""
 
     partial: int = Field(default=4, ge=1)
     warmup: float = Field(default=0.3, ge=0, lt=1)
-    alpha_learning_rate: float = Field(default=6e-4, gt=0)
-    alpha_weight_decay: float = Field(default=1e-3, ge=0)
-    alpha_beta1: float = Field(default=0.5, ge=0, lt=1)
-    alpha_beta2: float = Field(default=0.999, ge=0, lt=1)
 
 
 class PcDarts:
@@ -54,14 +51,7 @@ class PcDarts:
         self.alphas = new_alphas(self.supernet, generator)
         noise = torch.randn(self.alphas.shape[:-1], generator=generator)
         self.betas = (1e-3 * noise).to(self.alphas.device).requires_grad_()
-        self.optimizer = torch.optim.Adam(
-            self.architecture(),
-            lr=config.alpha_learning_rate,
-            betas=(config.alpha_beta1, config.alpha_beta2),
-            weight_decay=config.alpha_weight_decay,
-            fused=True,
-            capturable=True,
-        )
+        self.optimizer = config.adam(self.architecture())
         self.weight_step = WeightStep(self.supernet, setup.weights)
         self.warm = False
 

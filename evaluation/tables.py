@@ -1,0 +1,93 @@
+"""What commands print: tables of models and of strategies, and amounts as people write them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from evaluation.errors import InputError
+from evaluation.records import ModelRecord
+
+
+def front_table(records: Sequence[ModelRecord]) -> Table:
+    """Return models, a row each; bits have columns where one of them is a 1-bit network."""
+    one_bit = any(record.cost.bit_params for record in records)
+    table = Table(box=None, title="accuracy: validation after proxy training; test retrained")
+    bits = ("bit ops", "bits") if one_bit else ()
+    for title in ("id", "params", "FLOPs", *bits, "ms", "validation", "test ± std", "seeds"):
+        table.add_column(title, no_wrap=True, justify="left" if title == "id" else "right")
+    for record in records:
+        cost = record.cost
+        table.add_row(
+            record.id,
+            f"{cost.params:,}",
+            f"{cost.flops:,}",
+            *([f"{cost.bit_ops:,}", f"{cost.model_bits:,}"] if one_bit else []),
+            "-" if cost.latency_ms is None else f"{cost.latency_ms:.2f}",
+            fraction(record.valid_accuracy),
+            f"{fraction(record.test_accuracy_mean)} ± {fraction(record.test_accuracy_std)}",
+            str(len(record.test_accuracy)),
+        )
+    return table
+
+
+def model_row(record: ModelRecord) -> dict[str, Any]:
+    """Return what `front --json` and `pick --json` say of a model."""
+    cost = record.cost
+    bits = {"bit_ops": cost.bit_ops, "model_bits": cost.model_bits} if cost.bit_params else {}
+    return {
+        "id": record.id,
+        "params": cost.params,
+        "flops": cost.flops,
+        "latency_ms": cost.latency_ms,
+        "valid_accuracy": record.valid_accuracy,
+        "test_accuracy": record.test_accuracy_mean,
+        "test_accuracy_std": record.test_accuracy_std,
+        "seeds": list(record.seeds),
+        "genome": list(record.genome),
+        "blocks": list(record.blocks),
+    } | bits
+
+
+def comparison_table(lines: Sequence[Mapping[str, Any]]) -> Table:
+    """Return strategies, a row each, from `blocksearch.compare.summary`."""
+    table = Table(box=None, title="means over searches; accuracy ± std: test, retrained or tabular")
+    titles = ("strategy", "n", "accuracy", "params", "FLOPs", "search s", "peak MiB")
+    for title in titles:
+        table.add_column(title, no_wrap=True, justify="left" if title == "strategy" else "right")
+    for line in lines:
+        failed = f" ({line['failed']} failed)" if line["failed"] else ""
+        table.add_row(
+            line["strategy"],
+            f"{line['n']}{failed}",
+            f"{fraction(line['accuracy'])} ± {fraction(line['accuracy_std'])}",
+            *(_count(line[name]) for name in ("params", "flops", "search_s", "peak_memory_mib")),
+        )
+    return table
+
+
+def fraction(value: float | None) -> str:
+    """Return an accuracy in [0, 1] with four digits; a dash where there is none."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _count(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def amount(text: str | None) -> int | None:
+    """Read a count as people write it: 300k, 20M, 1.5G.
+
+    Raises:
+        InputError: If it is none, or not positive.
+    """
+    if text is None:
+        return None
+    factors = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
+    try:
+        value = float(text.rstrip("kKMG")) * factors.get(text[-1:], 1.0)
+        if not 1 <= value < float("inf"):
+            raise ValueError("not positive")
+    except ValueError as error:
+        raise InputError(f"expected a positive amount such as 300k or 20M, got {text!r}") from error
+    return round(value)
