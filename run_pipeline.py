@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 
 from blocksearch import kernels, nas_bench_201
-from blocksearch.compare import Row, compare, summary, tables_folder
+from blocksearch.compare import Row, benchmark_table, compare, summary
 from blocksearch.library import REFERENCE_CHANNELS, Block, BlockLibrary
 from blocksearch.search import (
     BlockSearchConfig,
@@ -41,7 +41,7 @@ from evaluation.sources import load_torchvision
 from evaluation.tables import amount, comparison_table, fraction, front_table, model_row
 from evaluation.training import TrainConfig, TrainingContext
 from netsearch.baselines import FOLDERS, baseline_trials
-from netsearch.forecast import check_memory, forecast
+from netsearch.forecast import check_memory, check_search_memory, forecast
 from netsearch.genome import stages_for
 from netsearch.network import builder
 from netsearch.nsga2 import NetSearchConfig
@@ -73,7 +73,9 @@ class Config(BaseModel):
             return cls.model_validate(data)
         except ValidationError as error:
             problems = [
-                f"{'.'.join(map(str, one['loc']))}: {one['msg']}, got {str(one['input'])[:80]}"
+                f"{'.'.join(map(str, one['loc']))}: {one['msg']}"
+                # Our own checks say what they got; theirs of a whole table would bury it.
+                + ("" if one["type"] == "value_error" else f", got {str(one['input'])[:80]}")
                 for one in error.errors()
             ]
             raise InputError(f"{path}: " + "; ".join(problems)) from error
@@ -91,14 +93,14 @@ class Config(BaseModel):
         """
         table = self.blocksearch.model_dump()
         if strategies is not None:
-            names = [name.strip() for name in strategies.split(",")]
+            names = [name.strip() for name in strategies.split(",") if name.strip()]
             table["strategies"] = {name: table["strategies"].get(name, {}) for name in names}
         if seeds is not None:
             table["seeds"] = tuple(range(seeds))
         try:
             return self.model_copy(update={"blocksearch": BlockSearchConfig(**table)})
         except ValidationError as error:
-            raise InputError("; ".join(one["msg"] for one in error.errors())) from error
+            raise InputError(f"--strategies, --seeds: {error.errors()[0]['msg']}") from error
 
 
 @dataclass
@@ -253,17 +255,25 @@ class Pipeline:
             self._check_searches()
             tabular = self.config.blocksearch.space == nas_bench_201.SPACE
             if tabular:
-                tables_folder()
+                benchmark_table()
+            check_search_memory(
+                self.dataset, self.config.blocksearch, device=self.device, workers=self.workers
+            )
             self._claim()
             searches = self.config.blocksearch.searches(self.config.seed)
             epochs = len(searches) * self.config.blocksearch.epochs
             with self._step("blocks", "block search, epochs", epochs):
-                run_searches(self._context, searches, self.workers)
+                results = run_searches(self._context, searches, self.workers)
             retrain = self.config.retrain
             networks = len(searches) + len(self.config.blocksearch.seeds)  # and random cells
             total = networks * len(retrain.seeds) * retrain.train.epochs
             with nullcontext() if tabular else self._step("retrain", "retraining, epochs", total):
-                rows = compare(self._context, searches, retrain, self.folder.path, self.workers)
+                rows = compare(
+                    self._context, searches, results, retrain, self.folder.path, self.workers
+                )
+            for row in rows:
+                if row.failure:
+                    self.console.print(f"{row.strategy}, seed {row.seed}: {row.failure}")
             write_json(self.folder.path / "compare.json", [row.to_json() for row in rows])
         return rows
 
@@ -576,7 +586,9 @@ def compare_strategies(
     strategies: Annotated[
         str | None, typer.Option(help="Names, with commas between; default: the config's.")
     ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Searches of each strategy.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Searches of each strategy.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Default: runs/compare-<config name>.")] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one value.")

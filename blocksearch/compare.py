@@ -15,7 +15,7 @@ from typing import Any
 
 from blocksearch import nas_bench_201
 from blocksearch.engine import Cells
-from blocksearch.search import Search, SearchContext, build_supernet, run_searches
+from blocksearch.search import Search, SearchContext, SearchResult, build_supernet
 from blocksearch.supernet import Supernet
 from evaluation.data import worker_dataset
 from evaluation.errors import InputError
@@ -26,7 +26,7 @@ from evaluation.training import TrainingContext
 
 RANDOM = "random"
 TABLES_VARIABLE = "PARETOBLOCKS_DATA"
-FIGURES = ("accuracy", "params", "flops", "search_s", "peak_memory_mib")
+FIGURES = ("accuracy", "params", "flops", "bit_ops", "search_s", "peak_memory_mib")
 TABLE_COLUMNS = ("c10_test_200", "c100_test_200", "in16_test_200", "raspi4")
 
 
@@ -39,13 +39,14 @@ class Row:
         seed: Of the search.
         space: Name of the op set.
         accuracy: Test accuracy in [0, 1]: of the retrained network, a mean over retraining seeds,
-            or from the table; None if the search or a training failed.
+            or from the table, and then of CIFAR-10 whatever the search saw; None if the search or a
+            training failed.
         params: A count.
         flops: Multiply-adds for one image.
         bit_ops: Multiply-adds of 1-bit numbers for one image, which are not among the FLOPs.
         model_bits: Size of the weights, 32 bits each but for 1-bit ones.
         search_s: Wall-clock seconds of the search on its threads.
-        peak_memory_mib: Most memory that the search held beyond what was there before it.
+        peak_memory_mib: Most memory that the search held, supernets included.
         cells: The cells found, by kind; None if the search failed.
         table: Other columns of the table, if there is one.
         failure: Why there is no accuracy.
@@ -76,15 +77,17 @@ class Row:
 def compare(
     context: SearchContext,
     searches: Sequence[Search],
+    results: Sequence[SearchResult],
     retraining: RetrainConfig,
     out: Path,
     workers: int,
 ) -> list[Row]:
-    """Run the searches and what follows; whatever is done already is not done again.
+    """Judge what searches found: train it, or look it up; what is trained is not trained again.
 
     Args:
         context: What the searches have in common.
         searches: Strategies x seeds.
+        results: What `run_searches` returned for them.
         retraining: Recipe and seeds of the trainings from scratch.
         out: Folder of the run.
         workers: Processes.
@@ -99,7 +102,6 @@ def compare(
     dataset = worker_dataset(context.data, context.data_seed, context.device)
     supernet = build_supernet(config, dataset, context.stages, seed=0)
     space = config.ops if isinstance(config.ops, str) else "own"
-    results = run_searches(context, searches, workers)
     spent = _spent(context.metrics)
     rows = []
     for one, result in zip(searches, results, strict=True):
@@ -119,11 +121,11 @@ def compare(
     return _retrained(rows, supernet, retraining, training, out, workers)
 
 
-def tables_folder() -> Path:
-    """Return the folder of NAS-Bench-201's tables, `$PARETOBLOCKS_DATA`.
+def benchmark_table() -> nas_bench_201.Table:
+    """Return NAS-Bench-201's table from the folder `$PARETOBLOCKS_DATA`.
 
     Raises:
-        InputError: If the variable is not set.
+        InputError: If the variable is not set, or a file is missing or damaged.
     """
     folder = os.environ.get(TABLES_VARIABLE)
     if folder is None:
@@ -131,7 +133,7 @@ def tables_folder() -> Path:
             f"the space nas_bench_201 is judged by tables: set {TABLES_VARIABLE} to the folder "
             "that holds nb201_accuracy.csv.gz and nb201_latency_help.csv.gz"
         )
-    return Path(folder)
+    return nas_bench_201.Table.read(Path(folder), TABLE_COLUMNS)
 
 
 def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -155,7 +157,7 @@ def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def _looked_up(rows: Sequence[Row]) -> list[Row]:
     """Rows with the accuracies of the table, and the costs of its networks, which are not 1-bit."""
-    table = nas_bench_201.Table.read(tables_folder(), TABLE_COLUMNS)
+    table = benchmark_table()
     judged = []
     for row in rows:
         if row.cells is None:
@@ -186,15 +188,19 @@ def _retrained(
     workers: int,
 ) -> list[Row]:
     """Rows with the test accuracies of the networks that the cells make, trained from scratch."""
-    trials = {}
-    for number, row in enumerate(rows):
-        if row.cells is not None:
-            stack = supernet.found(row.cells)
-            record = ModelRecord(f"{row.strategy}-s{row.seed}", (), (), stack.cost(), row.seed)
-            trials[number] = Trial("retrained", record, stack)
+    stacks = [None if row.cells is None else supernet.found(row.cells) for row in rows]
+    trials = {
+        stack: Trial("retrained", ModelRecord(stack.id, (), (), stack.cost(), 0), stack)
+        for stack in stacks
+        if stack is not None
+    }
     records = retrain_all(list(trials.values()), retraining, out, training, workers)
+    record_of = dict(zip(trials, records, strict=True))
     judged = list(rows)
-    for number, record in zip(trials, records, strict=True):
+    for number, stack in enumerate(stacks):
+        if stack is None:
+            continue
+        record = record_of[stack]
         judged[number] = replace(
             rows[number],
             accuracy=record.test_accuracy_mean,

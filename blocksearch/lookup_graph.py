@@ -108,7 +108,7 @@ class LookupGraph:
         if not within:
             raise InputError(
                 f"{self.metric}: no search in the look-up graph kept {limit:g}; "
-                f"the smallest network has {self.curve[0]:g}"
+                f"the smallest search budget gave {self.curve[0]:g}"
             )
         return within[-1]
 

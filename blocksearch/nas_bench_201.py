@@ -104,16 +104,18 @@ class Table:
         accuracy = _read(folder / "nb201_accuracy.csv.gz")
         latency = _read(folder / "nb201_latency_help.csv.gz")
         rows = {}
-        for one, other in zip(accuracy, latency, strict=True):
-            if one["index"] != other["index"]:
-                raise InputError(f"{folder}: the rows of the two tables do not belong together")
-            try:
+        try:
+            for one, other in zip(accuracy, latency, strict=True):
+                if one["index"] != other["index"]:
+                    raise ValueError(f"rows {one['index']} and {other['index']} side by side")
                 rows[one["ops"]] = {
                     name: float(one[name]) / 100 if name in one else float(other[name])
                     for name in columns
                 }
-            except KeyError as error:
-                raise InputError(f"{folder}: no column {error} in the tables") from error
+        except KeyError as error:
+            raise InputError(f"{folder}: no column {error} in the tables") from error
+        except ValueError as error:
+            raise InputError(f"{folder}: the tables are damaged: {error}") from error
         if len(rows) != CELLS:
             raise InputError(f"{folder}: expected {CELLS} cells, got {len(rows)}")
         return cls(rows)
@@ -130,5 +132,8 @@ class Table:
 def _read(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         raise InputError(f"{path}: no such table; NAS-Bench-201's tables are needed here")
-    with gzip.open(path, "rt", newline="") as file:
-        return list(csv.DictReader(file))
+    try:
+        with gzip.open(path, "rt", newline="") as file:
+            return list(csv.DictReader(file))
+    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: damaged: {error}") from error

@@ -228,7 +228,7 @@ def one_hot_gates(cells: dict[str, Cell], space: SearchSpace) -> Gates:
 def _without_none(probabilities: Tensor, space: SearchSpace) -> Tensor:
     allowed = probabilities.detach().float().cpu().clone()
     if "none" in space.ops:
-        allowed[:, space.ops.index("none")] = -1.0
+        allowed[:, space.ops.index("none")] = -torch.inf
     return allowed
 
 

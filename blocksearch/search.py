@@ -129,6 +129,12 @@ class Search:
     seed: int
 
     @property
+    def form(self) -> tuple[Any, ...]:
+        """What decides how long a step takes and what it holds: all settings that are no floats."""
+        ways = [(key, value) for key, value in self.settings if not isinstance(value, float)]
+        return self.strategy, *ways
+
+    @property
     def label(self) -> str:
         """The name without the seed: the strategy, and the settings that are swept."""
         return self.name.rpartition("-s")[0]
@@ -168,6 +174,8 @@ def build_supernet(
                 form=form,
             )
     except ValueError as error:
+        if form != PLAIN:
+            raise InputError(f"blocksearch.channels: {error}") from error
         raise InputError(
             f"blocksearch.cells, for images of {dataset.image_shape[1]}x{dataset.image_shape[2]} "
             f"pixels: {error}"
@@ -220,7 +228,7 @@ def run_search(one: Search, context: SearchContext) -> None:
     """
     config = context.config
     dataset = worker_dataset(context.data, context.data_seed, context.device)
-    strategy = make_strategy(one, config, dataset, context.stages, context.device)
+    strategy: Strategy | None = None
     log = MetricsLog(context.metrics, "blocks", one.name)
     checkpoint = context.folder / f"{one.name}.ckpt"
     began = epoch_began = time.perf_counter()
@@ -233,6 +241,8 @@ def run_search(one: Search, context: SearchContext) -> None:
         epoch_began = now
 
     def whole_search() -> None:
+        nonlocal strategy  # built here, so that its supernets count among the memory
+        strategy = make_strategy(one, config, dataset, context.stages, context.device)
         cells.extend(
             search(
                 strategy,
@@ -253,6 +263,7 @@ def run_search(one: Search, context: SearchContext) -> None:
     except TrainingError as error:
         result: dict[str, Any] = {"search": one.name, "failure": str(error)}
     else:
+        assert strategy is not None
         valid, supernet = dataset.search_valid, strategy.supernet
         candidates = [
             {

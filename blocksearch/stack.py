@@ -1,6 +1,7 @@
 """A stack of cells between a stem and a classifier: its layout, its module, its exact cost."""
 
 import functools
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -90,6 +91,11 @@ class Stack:
     def __call__(self) -> "CellNetwork":
         """Return the network, its weights drawn from torch's global generator."""
         return CellNetwork(self)
+
+    @property
+    def id(self) -> str:
+        """Hash of all that decides the network."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:10]
 
     @property
     def is_summed(self) -> bool:

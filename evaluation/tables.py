@@ -52,7 +52,11 @@ def model_row(record: ModelRecord) -> dict[str, Any]:
 def comparison_table(lines: Sequence[Mapping[str, Any]]) -> Table:
     """Return strategies, a row each, from `blocksearch.compare.summary`."""
     table = Table(box=None, title="means over searches; accuracy ± std: test, retrained or tabular")
-    titles = ("strategy", "n", "accuracy", "params", "FLOPs", "search s", "peak MiB")
+    bits = ("bit_ops",) if any(line["bit_ops"] for line in lines) else ()
+    figures = ("params", "flops", *bits, "search_s", "peak_memory_mib")
+    names = {"flops": "FLOPs", "bit_ops": "bit ops", "search_s": "search s"}
+    names |= {"peak_memory_mib": "peak MiB"}
+    titles = ("strategy", "n", "accuracy", *(names.get(figure, figure) for figure in figures))
     for title in titles:
         table.add_column(title, no_wrap=True, justify="left" if title == "strategy" else "right")
     for line in lines:
@@ -61,7 +65,7 @@ def comparison_table(lines: Sequence[Mapping[str, Any]]) -> Table:
             line["strategy"],
             f"{line['n']}{failed}",
             f"{fraction(line['accuracy'])} ± {fraction(line['accuracy_std'])}",
-            *(_count(line[name]) for name in ("params", "flops", "search_s", "peak_memory_mib")),
+            *(_count(line[figure]) for figure in figures),
         )
     return table
 

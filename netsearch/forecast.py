@@ -4,10 +4,11 @@ import random
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -60,10 +61,14 @@ def forecast(
     try:
         searches = blocks.searches(seed=0)
         torch.set_num_threads(threads_of(searches, workers))
-        step_s = _time_search_steps(searches[0], blocks, dataset, augment, device)
+        step_s = {
+            form: _time_search_steps(one, blocks, dataset, augment, device)
+            for form, one in _by_form(searches).items()
+        }
         torch.set_num_threads(1)  # as in the workers
-        rounds = -(-len(searches) // workers)
-        blocks_s = step_s * blocks.epochs * _steps(dataset.search_train, blocks.batch_size) * rounds
+        steps = blocks.epochs * _steps(dataset.search_train, blocks.batch_size)
+        seconds = [step_s[one.form] * steps for one in searches]
+        blocks_s = max(*seconds, sum(seconds) / workers)
         build = _middle_network(dataset, blocks, networks)
         proxy_s = _time_epochs(build, dataset.search_train, networks.train, augment, device)
         candidates = networks.evaluations * (2 if networks.random_search else 1)
@@ -90,42 +95,81 @@ def check_memory(
     Raises:
         InputError: If a batch does not fit; names the key and the largest batch that does.
     """
-    searches = blocks.searches(seed=0)
+    check_search_memory(dataset, blocks, device=device, workers=workers)
     largest = _network(dataset, blocks, max(networks.depths), max(networks.widths))
-
-    def search_steps(batch: int) -> Steps:
-        smaller = blocks.model_copy(update={"batch_size": batch})
-        strategy = make_strategy(
-            searches[0], smaller, dataset, stages_for(dataset.image_shape[1:]), device
-        )
-        train, valid = dataset.search_train, dataset.search_valid
-        images = [next(batches(_repeated(split, batch), batch)) for split in (train, valid)]
-        strategy.schedule(0.99)
-        return lambda: _twice(lambda: strategy.step(*images))
 
     def training_steps(recipe: TrainConfig, split: Split, batch: int) -> Steps:
         update = WeightUpdate(seeded_model(largest, 0, device).train(), recipe)
         images = next(batches(_repeated(split, batch), batch))
         return lambda: _twice(lambda: update(*images))
 
-    def check(key: str, wanted: int, processes: int, steps: Callable[[int], Steps]) -> None:
-        room = available_bytes(device) // processes
-        fits = largest_batch(lambda batch: peak_bytes(steps(batch), device), room, wanted)
-        if fits < wanted:
-            raise InputError(
-                f"{key}.batch_size: {wanted} images do not fit into the memory of {device} "
-                f"({room / 2**30:.1f} GiB for each of {processes} processes); the largest batch "
-                f"that does is {fits}"
-            )
-
-    wanted = min(blocks.batch_size, len(dataset.search_train))
-    check("blocksearch", wanted, min(workers, len(searches)), search_steps)
     for key, recipe, split in (
         ("netsearch.train", networks.train, dataset.search_train),
         ("retrain.train", retraining.train, dataset.train),
     ):
         wanted = min(recipe.batch_size, len(split))
-        check(key, wanted, workers, partial(training_steps, recipe, split))
+        steps = partial(training_steps, recipe, split)
+        _check_batch(key, wanted, steps, device=device, processes=workers)
+
+
+def check_search_memory(
+    dataset: Dataset, blocks: BlockSearchConfig, *, device: str, workers: int
+) -> None:
+    """Measure steps of every form of block search with small batches, as `check_memory` does.
+
+    Raises:
+        InputError: If a batch does not fit; names the search and the largest batch that does.
+    """
+    searches = blocks.searches(seed=0)
+    stages = stages_for(dataset.image_shape[1:])
+
+    def steps(one: Search, batch: int) -> Steps:
+        strategy = make_strategy(one, blocks, dataset, stages, device)
+        train, valid = dataset.search_train, dataset.search_valid
+        images = [next(batches(_repeated(split, batch), batch)) for split in (train, valid)]
+
+        def at_both_ends() -> None:  # all that a warm-up leaves out, all that is dropped later on
+            for progress in (0.0, 0.99):
+                strategy.schedule(progress)
+                strategy.step(*images)
+
+        return at_both_ends
+
+    wanted = min(blocks.batch_size, len(dataset.search_train))
+    for one in _by_form(searches).values():
+        processes = min(workers, len(searches))
+        _check_batch(
+            "blocksearch",
+            wanted,
+            partial(steps, one),
+            device=device,
+            processes=processes,
+            purpose=f" for {one.strategy}",
+        )
+
+
+def _check_batch(
+    key: str,
+    wanted: int,
+    steps: Callable[[int], Steps],
+    *,
+    device: str,
+    processes: int,
+    purpose: str = "",
+) -> None:
+    room = available_bytes(device) // processes
+    fits = largest_batch(lambda batch: peak_bytes(steps(batch), device), room, wanted)
+    if fits < wanted:
+        raise InputError(
+            f"{key}.batch_size: {wanted} images{purpose} do not fit into the memory of {device} "
+            f"({room / 2**30:.1f} GiB for each of {processes} processes); the largest batch "
+            f"that does is {fits}"
+        )
+
+
+def _by_form(searches: Sequence[Search]) -> dict[tuple[Any, ...], Search]:
+    """One search of each form."""
+    return {one.form: one for one in reversed(searches)}
 
 
 def _repeated(split: Split, count: int) -> Split:

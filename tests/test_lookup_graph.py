@@ -41,7 +41,7 @@ def test_a_device_gets_the_largest_search_budget_whose_curve_keeps_its_limit(
 
 
 def test_a_limit_below_every_network_is_refused_with_the_smallest(graph):
-    with pytest.raises(InputError, match="params: .* kept 9; the smallest network has 10"):
+    with pytest.raises(InputError, match="params: .* kept 9; the smallest search budget gave 10"):
         graph.search_budget(9)
 
 

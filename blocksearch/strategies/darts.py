@@ -119,7 +119,7 @@ class Darts:
         moved = {}
         for (name, weight), slope in zip(weights.items(), slopes, strict=True):
             change = slope + config.weight_decay * weight.detach()
-            buffer = state.get(weight, {}).get("momentum_buffer")  # None before the first step
+            buffer = state.get(weight, {}).get("momentum_buffer")  # None without momentum
             if buffer is not None:
                 change = change + config.momentum * buffer
             moved[name] = weight.detach() - self.weight_step.rate * change
@@ -141,7 +141,7 @@ class Darts:
         return [self.alphas]
 
     def derive(self) -> list[Cells]:
-        """Keep the two strongest edges of every node, each with its strongest op but `none`."""
+        """Keep the strongest edges of every node, each with its strongest op but `none`."""
         p = torch.softmax(self.alphas.detach(), dim=-1)
         kinds, space = self.supernet.kinds, self.supernet.space
         return [{kind: derive_strongest(p[k], space) for k, kind in enumerate(kinds)}]

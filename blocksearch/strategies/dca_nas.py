@@ -152,6 +152,8 @@ class DcaNas:
 
     def _fallback(self) -> Cells:
         """Cells that keep every budget, whatever the alphas."""
+        if not self.budgets:
+            return self._strongest(torch.zeros_like(self.alphas))
         for count, budget in self.budgets.items():
             cells = self._cheapest(budget.costs)
             if self._keeps(cells):
@@ -184,7 +186,8 @@ class DcaNas:
         self.weight_step.schedule(progress)
         if self.transit is None:
             return "both"
-        return self.transit.follow(self._strongest(self.alphas.detach().cpu()))
+        p = torch.softmax(self.alphas.detach(), dim=-1)
+        return self.transit.follow(self._strongest(p.cpu()))
 
     def _gates(self, p: Tensor) -> Gates:
         return Gates(p) if self.transit is None else self.transit.gates(p)

@@ -14,9 +14,12 @@ could read the abstract and the references only: **the procedure here is our rec
   A group loses one op per edge and round until each edge has one; then come the next group's
   rounds. The weights learn on in between.
 
-Each of the R random paths is rated on its own R-th of the images. One op of every edge of the group
-is dropped at a time, by chance, and the others of these edges run: a rating costs as many passes
-over the images as an edge has alive ops; that of last ops, one by one, as many as it has edges.
+The images are the first validation batches of the search, augmented as all are; rounds that come
+due before there are enough of them see fewer. A search of less than a dozen steps ends before the
+last rounds, and derives from what was rated. Each of the R random paths is rated on its own R-th of
+the images. One op of every edge of the group is dropped at a time, by chance, and the others of
+these edges run: a rating costs as many passes over the images as an edge has alive ops; that of
+last ops, one by one, as many as it has edges.
 """
 
 from typing import Any, ClassVar, Literal
@@ -143,9 +146,6 @@ class Hopnas:
         self.rated_on: list[Batch] = []
         self.gates = mixture(self.alive, self.device)
         self.weight_step = WeightStep(self.supernet, setup.weights)
-        for weight in self.supernet.parameters():  # fused SGD wants all of them or none at a time
-            momentum = {"momentum_buffer": torch.zeros_like(weight)}
-            self.weight_step.optimizer.state[weight].update(momentum)
 
     def schedule(self, progress: float) -> str | None:
         """Rate and prune as far as the search is, set the learning rate, and draw paths.
