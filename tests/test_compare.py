@@ -137,8 +137,8 @@ def test_strategies_that_the_config_does_not_list_have_their_defaults():
     assert config.blocksearch.strategies["darts"] == {}
     assert config.blocksearch.strategies["enhanced_gradient"]["gamma"] == 1.0
     assert config.blocksearch.seeds == (0, 1, 2)
-    with pytest.raises(InputError, match="unknown ''"):
-        config.comparing("darts,", None)
+    with pytest.raises(InputError, match="unknown 'dart'"):
+        config.comparing("darts, dart", None)
 
 
 def test_the_summary_is_over_what_came_to_an_end():
