@@ -31,6 +31,7 @@ from blocksearch.space import REDUCTION
 from configs import FOLDER, read_config
 from evaluation.data import DataConfig, Dataset, worker_dataset
 from evaluation.errors import InputError
+from evaluation.parallel import ONE_WORKER, Workers, WorkersConfig
 from evaluation.pareto import Budgets, knee, pick, spread
 from evaluation.progress import duration
 from evaluation.records import ModelRecord, read_json, write_json
@@ -44,8 +45,14 @@ from netsearch.baselines import FOLDERS, baseline_trials
 from netsearch.forecast import check_memory, check_search_memory, forecast
 from netsearch.genome import stages_for
 from netsearch.network import builder
-from netsearch.nsga2 import NetSearchConfig
-from netsearch.search import Images, Outcome, check_budgets_early, genome_space, search_networks
+from netsearch.search import (
+    Images,
+    NetSearchConfig,
+    NetworkStage,
+    Outcome,
+    check_budgets_early,
+    genome_space,
+)
 
 PLAIN: dict[str, Any] = {"soft_wrap": True, "markup": False, "highlight": False}
 
@@ -56,6 +63,7 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = Field(ge=0, lt=2**31)
+    workers: WorkersConfig = WorkersConfig()
     data: DataConfig
     blocksearch: BlockSearchConfig
     netsearch: NetSearchConfig
@@ -112,7 +120,7 @@ class Pipeline:
         folder: Where its files are.
         name: What its report calls the run.
         device: `cpu` or `cuda`.
-        workers: Processes that train at the same time.
+        workers: Where searches and trainings run, and how many at the same time.
         console: Where messages go.
     """
 
@@ -120,7 +128,7 @@ class Pipeline:
     folder: RunFolder
     name: str = "run"
     device: str = "cpu"
-    workers: int = 1
+    workers: Workers = ONE_WORKER
     console: Console = field(default_factory=lambda: Console(**PLAIN, stderr=True))
 
     @classmethod
@@ -167,24 +175,23 @@ class Pipeline:
         return library
 
     def search_networks(self, library: BlockLibrary) -> list[ModelRecord]:
-        """Stage two: NSGA-II over the library, random search beside it, the Pareto set."""
+        """Stage two: a search over the library, random search beside it, the Pareto set."""
         if self.folder.pareto.exists():
             return list(self._outcome().front)
-        config = self.config.netsearch
-        archives = self.folder.archive("archive"), self.folder.archive("random")
+        config, training = self.config.netsearch, self._training(self.config.netsearch.train)
+        stage = NetworkStage(
+            config,
+            library,
+            self.images,
+            training,
+            self.folder.path,
+            self.workers,
+            self.console.print,
+        )
         searches = 2 if config.random_search else 1
         total = min(config.evaluations, genome_space(config, library, self.images).size) * searches
-        with self._step("networks", "networks", total, lambda: sum(map(len, archives))):
-            training = self._training(config.train)
-            outcome = search_networks(
-                config,
-                library,
-                self.images,
-                training=training,
-                archives=archives,
-                workers=self.workers,
-                say=self.console.print,
-            )
+        with self._step("networks", "networks", total, lambda: stage.evaluated):
+            outcome = stage.run()
         write_json(self.folder.pareto, outcome.to_json())
         return list(outcome.front)
 
@@ -256,9 +263,8 @@ class Pipeline:
             tabular = self.config.blocksearch.space == nas_bench_201.SPACE
             if tabular:
                 benchmark_table()
-            check_search_memory(
-                self.dataset, self.config.blocksearch, device=self.device, workers=self.workers
-            )
+            blocks, sharing = self.config.blocksearch, self.workers.sharing
+            check_search_memory(self.dataset, blocks, device=self.device, workers=sharing)
             self._claim()
             searches = self.config.blocksearch.searches(self.config.seed)
             epochs = len(searches) * self.config.blocksearch.epochs
@@ -357,7 +363,7 @@ class Pipeline:
             load_torchvision()
         if not self.folder.pareto.exists():
             tables = config, self.config.netsearch, self.config.retrain
-            check_memory(self.dataset, *tables, device=self.device, workers=self.workers)
+            check_memory(self.dataset, *tables, device=self.device, workers=self.workers.sharing)
 
     def _check_searches(self) -> None:
         config, stages = self.config.blocksearch, stages_for(self.images.shape[1:])
@@ -376,7 +382,11 @@ class Pipeline:
         say(f"{self._describe_data()}; {_device_name(self.device)}, workers: {self.workers}")
         tables = config.blocksearch, config.netsearch, config.retrain
         expected = forecast(
-            self.dataset, config.data.augment, *tables, device=self.device, workers=self.workers
+            self.dataset,
+            config.data.augment,
+            *tables,
+            device=self.device,
+            workers=self.workers.count,
         )
         say(
             f"forecast from two timed steps: about {duration(expected.total_s)} (blocks "
@@ -508,17 +518,15 @@ def run(
     until: Annotated[Until, typer.Option(help="Stop after this stage.")] = Until.RETRAIN,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Default: one a core; one on a GPU.")
+        int | None, typer.Option(min=1, help="Default: workers.count of the config.")
     ] = None,
 ) -> int:
     """Run the pipeline; the same call again continues where a run stopped."""
     chosen = device.resolve()
     experiment = Config.load(config, changes or ())
     folder = out or Path("runs") / config.stem
-    default_workers = 1 if chosen == "cuda" else cpu_count()
-    pipeline = Pipeline(
-        experiment, RunFolder(folder), config.stem, chosen, workers or default_workers
-    )
+    found = experiment.workers.resolve(chosen, workers)
+    pipeline = Pipeline(experiment, RunFolder(folder), config.stem, chosen, found)
     pipeline.run(until.value)
     pipeline.console.print(f"done: {folder}")
     return DONE
@@ -595,7 +603,7 @@ def compare_strategies(
     ] = None,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Default: one a core; one on a GPU.")
+        int | None, typer.Option(min=1, help="Default: workers.count of the config.")
     ] = None,
     as_json: AsJson = False,
 ) -> int:
@@ -603,10 +611,8 @@ def compare_strategies(
     chosen = device.resolve()
     experiment = Config.load(config, changes or ()).comparing(strategies, seeds)
     folder = out or Path("runs") / f"compare-{config.stem}"
-    default_workers = 1 if chosen == "cuda" else cpu_count()
-    pipeline = Pipeline(
-        experiment, RunFolder(folder), config.stem, chosen, workers or default_workers
-    )
+    found = experiment.workers.resolve(chosen, workers)
+    pipeline = Pipeline(experiment, RunFolder(folder), config.stem, chosen, found)
     rows = pipeline.compare()
     if as_json:
         print(json.dumps([row.to_json() for row in rows]))

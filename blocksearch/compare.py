@@ -20,6 +20,7 @@ from blocksearch.supernet import Supernet
 from evaluation.data import worker_dataset
 from evaluation.errors import InputError
 from evaluation.metrics import read_metrics
+from evaluation.parallel import Workers
 from evaluation.records import ModelRecord
 from evaluation.retrain import RetrainConfig, Trial, retrain_all
 from evaluation.training import TrainingContext
@@ -80,7 +81,7 @@ def compare(
     results: Sequence[SearchResult],
     retraining: RetrainConfig,
     out: Path,
-    workers: int,
+    workers: Workers,
 ) -> list[Row]:
     """Judge what searches found: train it, or look it up; what is trained is not trained again.
 
@@ -90,7 +91,7 @@ def compare(
         results: What `run_searches` returned for them.
         retraining: Recipe and seeds of the trainings from scratch.
         out: Folder of the run.
-        workers: Processes.
+        workers: Where networks train, and how many at the same time.
 
     Returns:
         A row for every search, then one of random cells for every search seed.
@@ -185,7 +186,7 @@ def _retrained(
     retraining: RetrainConfig,
     training: TrainingContext,
     out: Path,
-    workers: int,
+    workers: Workers,
 ) -> list[Row]:
     """Rows with the test accuracies of the networks that the cells make, trained from scratch."""
     stacks = [None if row.cells is None else supernet.found(row.cells) for row in rows]

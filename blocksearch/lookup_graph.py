@@ -20,7 +20,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from evaluation.errors import InputError
-from evaluation.parallel import WorkerDied, run_tasks
+from evaluation.parallel import ONE_WORKER, WorkerDied, Workers, run_tasks
 from evaluation.records import read_json, write_json
 
 
@@ -61,7 +61,7 @@ class LookupGraph:
         *,
         dataset: str,
         metric: str,
-        workers: int = 1,
+        workers: Workers = ONE_WORKER,
     ) -> Self:
         """Run one search per K' and record what its network costs.
 
@@ -71,7 +71,7 @@ class LookupGraph:
             search_budgets: The grid of K'.
             dataset: Name of the data set.
             metric: Name of the cost.
-            workers: Searches at the same time.
+            workers: Where searches run, and how many at the same time.
 
         Raises:
             InputError: If a worker dies.

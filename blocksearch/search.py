@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,7 +29,7 @@ from evaluation.data import DataConfig, Dataset, worker_dataset
 from evaluation.errors import InputError
 from evaluation.memory import peak_bytes
 from evaluation.metrics import MetricsLog
-from evaluation.parallel import WorkerDied, run_tasks
+from evaluation.parallel import WorkerDied, Workers, run_tasks
 from evaluation.records import read_json, write_json
 from evaluation.training import Precision, TrainingError, uses_bfloat16
 
@@ -281,7 +281,7 @@ def run_search(one: Search, context: SearchContext) -> None:
 def search_blocks(
     context: SearchContext,
     seed: int,
-    workers: int,
+    workers: Workers,
     say: Callable[[str], None] = lambda line: None,
 ) -> BlockLibrary:
     """Run every search that has no result yet, in workers, and gather the block library.
@@ -315,7 +315,7 @@ class SearchResult:
 
 
 def run_searches(
-    context: SearchContext, searches: Sequence[Search], workers: int
+    context: SearchContext, searches: Sequence[Search], workers: Workers
 ) -> list[SearchResult]:
     """Run those searches that have no result yet in workers, and return the results of all.
 
@@ -328,8 +328,9 @@ def run_searches(
             (context.folder / f"{one.name}.ckpt").unlink(missing_ok=True)
     context.folder.mkdir(parents=True, exist_ok=True)
     tasks = {one.name: (one, context) for one in missing}
-    threads = threads_of(searches, workers)
-    for name, outcome in run_tasks(run_search, tasks, min(workers, len(searches)), threads):
+    threads = threads_of(searches, workers.cores)
+    enough = replace(workers, count=min(workers.count, len(searches)))
+    for name, outcome in run_tasks(run_search, tasks, enough, threads):
         if isinstance(outcome, WorkerDied):
             raise InputError(f"block search {name}: {outcome}; is there enough memory?")
     return [_read_result(_result_path(context.folder, one)) for one in searches]

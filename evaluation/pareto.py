@@ -9,14 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pymoo.indicators.hv import HV
 
-from evaluation.records import Cost, ModelRecord
+from evaluation.records import COST_NAMES, Cost, ModelRecord
 
 
 def objectives(record: ModelRecord, costs: Sequence[str] = ("params",)) -> tuple[float, ...]:
-    """Return (validation error in [0, 1], then the named costs as counts).
+    """Return (validation error in [0, 1], then the named costs, see `Cost.count`).
 
     Raises:
-        ValueError: If the record is of a failed network, or a cost has an unknown name.
+        ValueError: If the record is of a failed network, or a cost has an unknown name or was not
+            measured.
     """
     if record.valid_accuracy is None:
         raise ValueError(f"network {record.id} has no accuracy: {record.failure}")
@@ -84,7 +85,7 @@ class Box:
     def describe(self) -> str:
         """Say in a sentence where the reference point lies."""
         ends = zip(self.costs, self.least, self.reference, strict=True)
-        axes = ", ".join(f"{name} {low:,.0f} to {high:,.0f}" for name, low, high in ends)
+        axes = ", ".join(f"{name} {_figure(low)} to {_figure(high)}" for name, low, high in ends)
         return (
             f"The box, fixed before the search: validation error 0 to {self.worst_error:.3f} "
             f"(guessing), and on a logarithmic axis {axes} (the space's least, and the budget or "
@@ -104,6 +105,11 @@ class Box:
         points[:, 0] /= self.worst_error
         points[:, 1:] = np.log(points[:, 1:] / np.array(self.least)) / np.maximum(span, 1e-12)
         return float(HV(ref_point=np.ones(points.shape[1]))(points.clip(min=0.0)))
+
+
+def _figure(value: float) -> str:
+    """Write a count whole, and what is measured with three digits after the point."""
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.3f}"
 
 
 def spread(records: Sequence[ModelRecord], count: int) -> list[ModelRecord]:
@@ -128,25 +134,31 @@ def spread(records: Sequence[ModelRecord], count: int) -> list[ModelRecord]:
 
 @dataclass(frozen=True)
 class Budgets:
-    """What a user allows; None is no limit. `min_accuracy` is a fraction in [0, 1]."""
+    """What a user allows; None is no limit.
+
+    `min_accuracy` is a fraction in [0, 1], `max_bits` the size of the weights.
+    """
 
     max_params: int | None = None
     max_flops: int | None = None
     max_latency_ms: float | None = None
     min_accuracy: float | None = None
+    max_bits: int | None = None
+
+    def of_costs(self) -> dict[str, float | None]:
+        """Return the largest value allowed of each cost, by its name in `COST_NAMES`."""
+        limits = (self.max_params, self.max_flops, self.max_bits, self.max_latency_ms)
+        return dict(zip(COST_NAMES, limits, strict=True))
 
     def cost_excess(self, cost: Cost) -> float:
         """Return the largest relative excess over a budget on costs, 0 when all are kept.
 
         A cost without a measured latency keeps no latency budget.
         """
-        latency = float("inf") if cost.latency_ms is None else cost.latency_ms
-        bounds = (
-            (cost.params, self.max_params),
-            (cost.flops, self.max_flops),
-            (latency, self.max_latency_ms),
-        )
-        excesses = [value / max(top, 1e-9) - 1 for value, top in bounds if top is not None]
+        if self.max_latency_ms is not None and cost.latency_ms is None:
+            return math.inf
+        limits = {name: top for name, top in self.of_costs().items() if top is not None}
+        excesses = [cost.count(name) / max(top, 1e-9) - 1 for name, top in limits.items()]
         return max([0.0, *excesses])
 
     def excess(self, record: ModelRecord) -> float:

@@ -1,6 +1,7 @@
 """Cost and ModelRecord, the plain data of one evaluated network, and the append-only archive."""
 
 import json
+import math
 import os
 import statistics
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from typing import Any, Self
 
 from evaluation.errors import InputError
 
+COST_NAMES = ("params", "flops", "bits", "latency_ms")  # what `Cost.count` knows
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -18,7 +21,7 @@ class Cost:
     Attributes:
         params: Trainable parameters.
         flops: Multiply-adds of convolutions and linear layers for one image, forward.
-        latency_ms: Median milliseconds, None when not measured.
+        latency_ms: Median milliseconds, or a sum of those of its parts; None when not measured.
         bit_ops: Multiply-adds of 1-bit numbers for one image, forward; not among `flops`.
         bit_params: Those of `params` that are 1-bit weights.
     """
@@ -34,16 +37,26 @@ class Cost:
         """Size of the weights in bits: 1 for a 1-bit weight, 32 for every other parameter."""
         return 32 * self.params - 31 * self.bit_params
 
-    def count(self, name: str) -> int:
-        """Return the count of that name, `params` or `flops`.
+    def count(self, name: str) -> float:
+        """Return the cost of that name, one of `COST_NAMES`; all but `latency_ms` are integers.
+
+        `bits` is the size of the weights, `model_bits`.
 
         Raises:
-            ValueError: If there is no such count.
+            ValueError: If there is no such cost, or the latency was not measured.
         """
-        counts = {"params": self.params, "flops": self.flops}
-        if name not in counts:
-            raise ValueError(f"cost must be one of {', '.join(counts)}, got {name!r}")
-        return counts[name]
+        values = (self.params, self.flops, self.model_bits, self.latency_ms)
+        costs = dict(zip(COST_NAMES, values, strict=True))
+        if name not in costs:
+            raise ValueError(f"cost must be one of {', '.join(costs)}, got {name!r}")
+        value = costs[name]
+        if value is None:
+            raise ValueError(f"latency was not measured: {self}")
+        return value
+
+    def with_latency(self, latency_ms: float) -> "Cost":
+        """Return a copy that carries this latency."""
+        return replace(self, latency_ms=latency_ms)
 
     def __add__(self, other: "Cost") -> "Cost":
         """Add counts; latencies do not add up exactly and are dropped."""
@@ -123,6 +136,10 @@ class ModelRecord:
         counts = (cost.params, cost.flops, cost.bit_ops, cost.bit_params, *record.genome)
         if not isinstance(record.id, str) or not all(isinstance(count, int) for count in counts):
             raise ValueError(f"not a model record: id {record.id!r}, counts {counts}")
+        latency = cost.latency_ms
+        measured = isinstance(latency, float | int) and 0 < latency < math.inf
+        if latency is not None and not measured:
+            raise ValueError(f"not a model record: latency_ms {latency!r}")
         accuracies = [a for a in (record.valid_accuracy, *record.test_accuracy) if a is not None]
         if not all(isinstance(a, float | int) and 0 <= a <= 1 for a in accuracies):
             raise ValueError(f"accuracies are fractions in [0, 1], got {accuracies}")

@@ -14,7 +14,7 @@ from torch import nn
 from evaluation.data import worker_dataset
 from evaluation.errors import InputError
 from evaluation.metrics import MetricsLog
-from evaluation.parallel import run_tasks
+from evaluation.parallel import Workers, run_tasks
 from evaluation.records import ModelRecord, read_json, write_atomic, write_json
 from evaluation.training import TrainConfig, TrainingContext, accuracy, seeded_model, train
 
@@ -51,7 +51,7 @@ def retrain_all(
     config: RetrainConfig,
     out: Path,
     context: TrainingContext,
-    workers: int,
+    workers: Workers,
 ) -> list[ModelRecord]:
     """Retrain every network with every seed in workers, and leave a `record.json` for each.
 

@@ -18,6 +18,7 @@ from evaluation.metrics import MetricsLog, read_metrics
 from evaluation.progress import progress
 from evaluation.records import Archive, ModelRecord, read_json, write_atomic, write_json
 
+WORKERS = "workers"  # the table that changes how, not what, a run computes
 PACKAGES = ("torch", "torchvision", "pymoo", "numpy", "scipy", "joblib", "scikit-learn")
 
 
@@ -123,7 +124,7 @@ class RunFolder:
 
         Args:
             facts: Of this call.
-            config: The whole config as plain data.
+            config: The whole config as plain data; of its table `workers` nothing depends.
             say: Called with a warning where something differs that may change last digits.
 
         Raises:
@@ -141,6 +142,8 @@ class RunFolder:
             theirs = yaml.safe_load(self.config.read_text())
         except (yaml.YAMLError, ValueError) as error:
             raise InputError(f"{self.config}: damaged: {error}") from error
+        if isinstance(theirs, dict):
+            theirs[WORKERS] = config.get(WORKERS)  # not compared
         if differing := list(_differences(theirs, config)):
             raise InputError(f"{self.path}: made by another config: {'; '.join(differing)}")
         if before.fingerprint != facts.fingerprint:

@@ -1,23 +1,21 @@
-"""NetworkSpec -> ModelRecord: hard budgets from exact counts, then accuracy by proxy training."""
+"""Genome -> ModelRecord: hard budgets first, then accuracy by short training or shared weights."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
-from blocksearch.space import Cell
 from blocksearch.stack import Stack
 from evaluation.data import worker_dataset
 from evaluation.metrics import MetricsLog
-from evaluation.parallel import WorkerDied, run_tasks
-from evaluation.pareto import Budgets
-from evaluation.records import Archive, Cost, ModelRecord
+from evaluation.parallel import WorkerDied, Workers, run_tasks
+from evaluation.records import Archive, ModelRecord
 from evaluation.training import TrainingContext, accuracy, seeded_model, train
-from netsearch.genome import GenomeSpace
-from netsearch.network import builder, extreme_genomes, predict_cost
-
-Genome = tuple[int, ...]
+from netsearch.engine import Batch
+from netsearch.problem import Floats, Genome, NetworkProblem
+from netsearch.shared_weights import SharedContext, estimate_shared
 
 
 def estimate(record: ModelRecord, build: Stack, context: TrainingContext) -> ModelRecord:
@@ -52,84 +50,109 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
 
 
+Judge = Callable[..., ModelRecord]
+
+
+@dataclass(frozen=True)
+class ProxyTraining:
+    """Judge networks by training each for a short time; a fidelity is its part of the epochs."""
+
+    context: TrainingContext
+
+    @property
+    def judge(self) -> Judge:
+        """What a worker calls."""
+        return estimate
+
+    def arguments(
+        self, blank: ModelRecord, problem: NetworkProblem, fidelity: float
+    ) -> tuple[object, ...]:
+        """Return with what it is called for one network."""
+        recipe = self.context.recipe
+        epochs = proxy_epochs(recipe.epochs, fidelity)
+        context = replace(self.context, recipe=recipe.model_copy(update={"epochs": epochs}))
+        return blank, problem.stack(blank.genome), context
+
+
+@dataclass(frozen=True)
+class SharedScoring:
+    """Judge networks by weights that all of them share; there is but one fidelity."""
+
+    context: SharedContext
+
+    @property
+    def judge(self) -> Judge:
+        """What a worker calls."""
+        return estimate_shared
+
+    def arguments(
+        self, blank: ModelRecord, problem: NetworkProblem, fidelity: float
+    ) -> tuple[object, ...]:
+        """Return with what it is called for one network."""
+        return blank, problem.space.decode(blank.genome), self.context
+
+
+def proxy_epochs(epochs: int, fidelity: float) -> int:
+    """Return the epochs of a proxy training at a fidelity in (0, 1]."""
+    return max(1, round(epochs * fidelity))
+
+
 @dataclass
 class Evaluator:
-    """Evaluates genomes of one space into archives, each network once.
+    """Evaluates genomes of one problem into archives, each network once.
 
     Attributes:
-        space: Where the genomes live.
-        cells: Block name to cell.
-        image_shape: (C, H, W).
-        classes: Number of classes.
-        budgets: Hard budgets on params and FLOPs.
-        context: Data, proxy recipe and device, for the workers.
+        problem: What the genomes stand for, what they cost, what is allowed.
+        method: How a network is judged.
         seed: Of every proxy training, so that candidates differ by their structure alone.
-        workers: Processes that train at the same time.
-        known: Archives whose records are taken over instead of being trained again.
+        workers: Where networks train, and how many at the same time.
+        known: Archives of full evaluations, taken over instead of being evaluated again.
         on_record: Called after every new record.
     """
 
-    space: GenomeSpace
-    cells: Mapping[str, Cell]
-    image_shape: tuple[int, int, int]
-    classes: int
-    budgets: Budgets
-    context: TrainingContext
+    problem: NetworkProblem
+    method: ProxyTraining | SharedScoring
     seed: int
-    workers: int
+    workers: Workers
     known: tuple[Archive, ...] = ()
     on_record: Callable[[ModelRecord], None] = lambda record: None
-    _ids: dict[Genome, str] = field(default_factory=dict)
-    _costs: dict[Genome, Cost] = field(default_factory=dict)
 
-    def cost(self, genome: Genome) -> Cost:
-        """Return the exact cost of a genome's network."""
-        if genome not in self._costs:
-            spec = self.space.decode(genome)
-            self._costs[genome] = predict_cost(spec, self.cells, self.image_shape, self.classes)
-        return self._costs[genome]
-
-    def id(self, genome: Genome) -> str:
-        """Return the id of a genome's network."""
-        if genome not in self._ids:
-            self._ids[genome] = self.space.decode(genome).id(self.cells)
-        return self._ids[genome]
-
-    def cheapest(self, count: str) -> Genome:
-        """Return a genome than which none of the space has less `count`, params or flops."""
-        cells, shape, classes = self.cells, self.image_shape, self.classes
-        return extreme_genomes(self.space, cells, shape, classes, count)[0]
-
-    def fits(self, genome: Genome) -> bool:
-        """Tell whether a genome's network keeps the hard budgets."""
-        return self.budgets.cost_excess(self.cost(genome)) <= 0
-
-    def evaluate(self, genomes: Sequence[Genome], archive: Archive) -> None:
+    def evaluate(self, batch: Batch, archive: Archive) -> Floats:
         """Put a record of every genome into `archive`; those that are there stay as they are.
 
+        Returns:
+            The errors in [0, 1], NaN for failed networks, (N,).
+
         Raises:
-            ValueError: If a genome is over a hard budget: such a one is never trained.
+            ValueError: If a genome is over a hard budget: such a one is never evaluated.
         """
         tasks: dict[str, tuple[object, ...]] = {}
         blanks: dict[str, ModelRecord] = {}
-        for genome in genomes:
-            cost, id = self.cost(genome), self.id(genome)
-            if self.budgets.cost_excess(cost) > 0:
-                raise ValueError(f"genome {genome} is over budget: {cost} against {self.budgets}")
+        known = self.known if batch.fidelity == 1 else ()
+        for genome in batch.genomes:
+            cost, id = self.problem.cost(genome), self.problem.id(genome)
+            budgets = self.problem.budgets
+            if budgets.cost_excess(cost) > 0:
+                raise ValueError(f"genome {genome} is over budget: {cost} against {budgets}")
             if archive.get(id) is not None or id in tasks:
                 continue
-            earlier = next((r for a in self.known if (r := a.get(id)) is not None), None)
+            earlier = next((r for a in known if (r := a.get(id)) is not None), None)
             if earlier is not None:
                 self._add(archive, earlier)
                 continue
-            spec = self.space.decode(genome)
-            blanks[id] = ModelRecord(id, genome, spec.blocks, cost, self.seed)
-            build = builder(spec, self.cells, self.image_shape, self.classes)
-            tasks[id] = (blanks[id], build, self.context)
-        for id, result in run_tasks(estimate, tasks, self.workers):
+            blocks = self.problem.space.decode(genome).blocks
+            blanks[id] = ModelRecord(id, genome, blocks, cost, self.seed)
+            tasks[id] = self.method.arguments(blanks[id], self.problem, batch.fidelity)
+        for id, result in run_tasks(self.method.judge, tasks, self.workers):
             if isinstance(result, WorkerDied):
                 result = replace(blanks[id], failure=_reason(result))
             self._add(archive, result)
+        return np.array([self._error(genome, archive) for genome in batch.genomes])
+
+    def _error(self, genome: Genome, archive: Archive) -> float:
+        record = archive.get(self.problem.id(genome))
+        assert record is not None
+        return np.nan if record.valid_accuracy is None else 1.0 - record.valid_accuracy
 
     def _add(self, archive: Archive, record: ModelRecord) -> None:
         archive.add(record)

@@ -22,7 +22,7 @@ from evaluation.retrain import RetrainConfig
 from evaluation.training import TrainConfig, TrainingError, WeightUpdate, seeded_model, train
 from netsearch.genome import NetworkSpec, Stage, stages_for
 from netsearch.network import builder
-from netsearch.nsga2 import NetSearchConfig
+from netsearch.search import NetSearchConfig
 
 TIMED_STEPS = 2
 Steps = Callable[[], None]

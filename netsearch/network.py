@@ -1,6 +1,6 @@
 """NetworkSpec + cells -> `nn.Module`, and its exact cost without building it whole."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from blocksearch.ops import op_cost
 from blocksearch.space import NORMAL, REDUCTION, Cell, Edge, SearchSpace
@@ -50,32 +50,34 @@ def predict_cost(
 
 
 def extreme_genomes(
-    space: GenomeSpace,
-    cells: Mapping[str, Cell],
-    image_shape: tuple[int, int, int],
-    classes: int,
-    count: str,
+    space: GenomeSpace, cost: Callable[[tuple[int, ...]], float]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return a genome with the least `count` (`params` or `flops`) of the space, and the largest.
+    """Return a genome of the least cost of the space, and one of the largest.
 
-    Costs grow with every depth and width, so the extremes stand at the ends of those genes; a block
-    changes no count outside itself, so its gene is settled by itself.
+    Costs grow with every depth and width, so the extremes stand at the ends of those genes. A block
+    settles its own gene; where cells hand on different numbers of nodes it also changes the count
+    of its successors a little, so the genes are gone through until none changes any more.
+
+    Args:
+        space: The networks.
+        cost: Of a genome, one of its counts.
     """
 
-    def settle(start: Sequence[int], better: Callable[[Iterable[int]], int]) -> tuple[int, ...]:
-        best = []
-        for gene, top in enumerate(space.upper):
-            values = range(int(top) + 1) if gene >= ends else [start[gene]]
-            costs = [cost([*start[:gene], value, *start[gene + 1 :]]) for value in values]
-            best.append(values[costs.index(better(costs))])
-        return tuple(best)
+    def settle(start: tuple[int, ...], sign: int) -> tuple[int, ...]:
+        best, before = start, None
+        while best != before:
+            before = best
+            for gene in range(2 * space.stages, len(start)):
+                others = [
+                    (*best[:gene], value, *best[gene + 1 :])
+                    for value in range(int(space.upper[gene]) + 1)
+                ]
+                best = min([best, *others], key=lambda genome: sign * cost(genome))
+        return best
 
-    def cost(genome: Sequence[int]) -> int:
-        return predict_cost(space.decode(genome), cells, image_shape, classes).count(count)
-
-    ends = 2 * space.stages
-    high = [int(top) if gene < ends else 0 for gene, top in enumerate(space.upper)]
-    return settle([0] * len(high), min), settle(high, max)
+    sizes, kinds = 2 * space.stages, len(space.upper) - 2 * space.stages
+    largest = (*(int(top) for top in space.upper[:sizes]), *[0] * kinds)
+    return settle((0,) * len(largest), 1), settle(largest, -1)
 
 
 def extreme_costs(
@@ -89,12 +91,12 @@ def extreme_costs(
     The two counts of one answer may belong to two networks.
     """
 
-    def ends(count: str) -> tuple[int, int]:
-        least, largest = extreme_genomes(space, cells, image_shape, classes, count)
-        costs = [
-            predict_cost(space.decode(g), cells, image_shape, classes) for g in (least, largest)
-        ]
-        return costs[0].count(count), costs[1].count(count)
+    def cost(genome: tuple[int, ...]) -> Cost:
+        return predict_cost(space.decode(genome), cells, image_shape, classes)
+
+    def ends(count: str) -> list[int]:
+        extremes = extreme_genomes(space, lambda genome: cost(genome).count(count))
+        return [int(cost(genome).count(count)) for genome in extremes]
 
     params, flops = ends("params"), ends("flops")
     return Cost(params[0], flops[0]), Cost(params[1], flops[1])
@@ -108,7 +110,7 @@ def least_cells(space: SearchSpace, count: str) -> dict[str, Cell]:
         count: `params` or `flops`.
     """
 
-    def cheapest(stride: int) -> tuple[int, str]:
+    def cheapest(stride: int) -> tuple[float, str]:
         # Strided or not, an op's output has the same size here: all edges lead to the nodes.
         side = (8 * stride, 8 * stride)
         costs = {op: op_cost(op, STEM_MULTIPLIER * 8, stride, side) for op in space.ops}

@@ -1,21 +1,99 @@
-"""Stage two as the pipeline runs it: NSGA-II, random search beside it, Pareto set, hypervolume."""
+"""Stage two as the pipeline runs it: a search, random search beside it, Pareto set, hypervolume."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+from scipy.stats import kendalltau
 
 from blocksearch.library import BlockLibrary
-from blocksearch.space import NORMAL, REDUCTION, Cell, SearchSpace
+from blocksearch.space import NORMAL, REDUCTION, SearchSpace
 from evaluation.errors import InputError
-from evaluation.pareto import Box, Budgets, pareto_set
-from evaluation.records import Archive, Cost, ModelRecord
-from evaluation.training import TrainingContext
-from netsearch.estimate import Evaluator
+from evaluation.parallel import Workers, run_tasks
+from evaluation.pareto import Box, Budgets, pareto_set, spread
+from evaluation.records import Archive, ModelRecord
+from evaluation.training import TrainConfig, TrainingContext
+from netsearch.engine import Batch, SearchConfig, run_search
+from netsearch.estimate import Evaluator, ProxyTraining, SharedScoring, proxy_epochs
 from netsearch.genome import GenomeSpace, stages_for
-from netsearch.network import extreme_costs, least_cells
-from netsearch.nsga2 import NetSearchConfig, nsga2, random_search
+from netsearch.latency import LatencyTable
+from netsearch.network import least_cells
+from netsearch.problem import Floats, NetworkProblem
+from netsearch.searches import LABELS, SEARCHES
+from netsearch.searches.halving import fidelities
+from netsearch.shared_weights import SharedContext, SharedWeightsConfig, train_shared_weights
 
-COUNTS = ("params", "flops")  # on which there are hard budgets
+EARLY_COUNTS = ("params", "flops")  # of which the least is known before the blocks are
+CostName = Literal["params", "flops", "bits", "latency_ms"]
+
+
+class NetSearchConfig(SearchConfig):
+    """The table `netsearch`: the space, the budgets, the search, and how networks are judged."""
+
+    depths: tuple[int, ...] = Field(min_length=1)
+    widths: tuple[int, ...] = Field(min_length=1)
+    max_params: int | None = Field(ge=1)
+    max_flops: int | None = Field(ge=1)
+    max_bits: int | None = Field(default=None, ge=1)
+    max_latency_ms: float | None = Field(default=None, gt=0)
+    costs: tuple[CostName, ...] = Field(min_length=1)
+    estimate: Literal["proxy", "shared_weights"] = "proxy"
+    shared_weights: SharedWeightsConfig = SharedWeightsConfig()
+    random_search: bool
+    train: TrainConfig
+
+    @field_validator("depths", "widths")
+    @classmethod
+    def _ascending(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        if list(values) != sorted(set(values)) or values[0] < 1:
+            raise ValueError(f"expected distinct positive numbers in ascending order, got {values}")
+        return values
+
+    @field_validator("widths")
+    @classmethod
+    def _multiples_of_4(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        if any(value % 4 for value in values):
+            raise ValueError(f"expected multiples of 4, as grouped ops need them, got {values}")
+        return values
+
+    @field_validator("costs")
+    @classmethod
+    def _distinct(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(values)) != len(values):
+            raise ValueError(f"expected distinct costs, got {values}")
+        return values
+
+    @model_validator(mode="after")
+    def _fitting(self) -> "NetSearchConfig":
+        if self.search == "halving":
+            if self.estimate != "proxy":
+                raise ValueError("search: halving needs estimate: proxy; others have one fidelity")
+            epochs = self.rung_epochs
+            if len(set(epochs)) < len(epochs):
+                raise ValueError(
+                    f"search: halving would train for {epochs} epochs on its rungs, which must "
+                    "differ; raise train.epochs, or lower rungs or eta"
+                )
+        return self
+
+    @property
+    def rung_epochs(self) -> list[int]:
+        """Epochs of a proxy training on each rung of `halving`."""
+        levels = fidelities(self.rungs, self.eta)
+        return [proxy_epochs(self.train.epochs, fidelity) for fidelity in levels]
+
+    @property
+    def budgets(self) -> Budgets:
+        """The hard budgets."""
+        return Budgets(self.max_params, self.max_flops, self.max_latency_ms, max_bits=self.max_bits)
+
+    @property
+    def needs_latency(self) -> bool:
+        """Whether latency is a cost or has a budget."""
+        return "latency_ms" in self.costs or self.max_latency_ms is not None
 
 
 @dataclass(frozen=True)
@@ -27,17 +105,51 @@ class Images:
 
 
 @dataclass(frozen=True)
+class Ranking:
+    """How far two ways to judge networks agree on their order.
+
+    Attributes:
+        tau: Kendall's rank correlation, in [-1, 1].
+        networks: How many were judged in both ways.
+    """
+
+    tau: float
+    networks: int
+
+    @classmethod
+    def of(cls, one: list[float], other: list[float]) -> "Ranking | None":
+        """Compare two lists of accuracies; None where one of them ranks nothing."""
+        if len(set(one)) < 2 or len(set(other)) < 2:
+            return None
+        return cls(float(kendalltau(one, other).statistic), len(one))
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """What stage two ends with: the box, the share of it that each search covers, the front."""
+    """What stage two ends with.
+
+    Attributes:
+        box: In which hypervolume is measured.
+        hypervolume: The share of it that each search covers, by its label.
+        front: The Pareto set of the search, cheapest first.
+        ranking: Of shared weights against proxy training, where those judge.
+    """
 
     box: Box
     hypervolume: dict[str, float]
     front: tuple[ModelRecord, ...]
+    ranking: Ranking | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data."""
         front = [record.to_json() for record in self.front]
-        return {"box": asdict(self.box), "hypervolume": self.hypervolume, "front": front}
+        ranking = asdict(self.ranking) if self.ranking else None
+        return {
+            "box": asdict(self.box),
+            "hypervolume": self.hypervolume,
+            "front": front,
+            "ranking": ranking,
+        }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Outcome":
@@ -49,62 +161,139 @@ class Outcome:
         try:
             hypervolume = {str(name): float(share) for name, share in data["hypervolume"].items()}
             front = tuple(ModelRecord.from_json(record) for record in data["front"])
-            return cls(Box.from_json(data["box"]), hypervolume, front)
+            ranking = Ranking(**data["ranking"]) if data.get("ranking") else None
+            return cls(Box.from_json(data["box"]), hypervolume, front, ranking)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not the outcome of a network search: {error!r}") from error
 
 
-def search_networks(
-    config: NetSearchConfig,
-    library: BlockLibrary,
-    images: Images,
-    *,
-    training: TrainingContext,
-    archives: tuple[Archive, Archive],
-    workers: int,
-    say: Callable[[str], None] = lambda line: None,
-) -> Outcome:
-    """Run NSGA-II, and random search with as many evaluations, each into its archive.
+@dataclass
+class NetworkStage:
+    """Stage two of one run: every step leaves files, and goes on from those that it finds.
 
-    Args:
+    Attributes:
         config: The table `netsearch`.
         library: The blocks to choose from.
         images: Shape and classes.
         training: Data, proxy recipe and device of the workers; its data seed seeds the searches.
-        archives: Of NSGA-II and of random search; may hold records of an earlier, killed run.
-        workers: Processes that train at the same time.
+        folder: Where archives, latencies and shared weights are.
+        workers: Where networks train, and how many at the same time.
         say: Called with a line that a person should read.
-
-    Raises:
-        InputError: If no network keeps the budgets, or none could be trained.
     """
-    space = genome_space(config, library, images)
-    for count in COUNTS:
-        check_budget(config, space, library.cells, images, count)
-    archive, random_archive = archives
-    seed = training.data_seed
-    evaluator = Evaluator(
-        space=space,
-        cells=library.cells,
-        image_shape=images.shape,
-        classes=images.classes,
-        budgets=Budgets(config.max_params, config.max_flops),
-        context=training,
-        seed=seed,
-        workers=workers,
-    )
-    box = hypervolume_box(config, library, images)
-    nsga2(evaluator, archive, config, seed, say)
-    hypervolume = {"NSGA-II": box.hypervolume(list(archive))}
-    if config.random_search:
-        known = replace(evaluator, known=(archive,))
-        random_search(known, random_archive, len(archive), config.costs, seed)
-        hypervolume["random search"] = box.hypervolume(list(random_archive))
-    front = pareto_set(list(archive), config.costs)
-    if not front:
-        reasons = sorted({str(record.failure) for record in archive}) or ["none fits the budgets"]
-        raise InputError("not one network could be evaluated: " + "; ".join(reasons))
-    return Outcome(box, hypervolume, tuple(front))
+
+    config: NetSearchConfig
+    library: BlockLibrary
+    images: Images
+    training: TrainingContext
+    folder: Path
+    workers: Workers
+    say: Callable[[str], None] = lambda line: None
+    _archives: dict[str, Archive] = field(default_factory=dict)
+
+    def run(self) -> Outcome:
+        """Run the search, and random search with as many evaluations, each into its archive.
+
+        Raises:
+            InputError: If no network keeps the budgets, or none could be evaluated.
+        """
+        config, problem = self.config, self.problem
+        for name in ("params", "flops", "bits", "latency_ms"):
+            check_budget(config, problem, name)
+        box = hypervolume_box(problem)
+        archive = self.archive("archive")
+        evaluator = self._evaluator(self._judge())
+        self._search(config, evaluator, archive)
+        hypervolume = {LABELS[config.search]: box.hypervolume(list(archive))}
+        if config.random_search:
+            other = self.archive("random")
+            known = replace(evaluator, known=(archive,))
+            self._search(config.model_copy(update={"search": "random"}), known, other)
+            hypervolume[LABELS["random"]] = box.hypervolume(list(other))
+        front = pareto_set(list(archive), config.costs)
+        if not front:
+            reasons = {str(record.failure) for record in archive} or {"none fits the budgets"}
+            raise InputError("not one network could be evaluated: " + "; ".join(sorted(reasons)))
+        return Outcome(box, hypervolume, tuple(front), self._check_ranking(archive))
+
+    def archive(self, name: str) -> Archive:
+        """Open an archive of the run, once."""
+        if name not in self._archives:
+            self._archives[name] = Archive(self.folder / f"{name}.jsonl")
+        return self._archives[name]
+
+    @property
+    def evaluated(self) -> int:
+        """Networks in all archives, those at a lower fidelity included."""
+        return sum(map(len, self._archives.values()))
+
+    @cached_property
+    def problem(self) -> NetworkProblem:
+        """The networks of this library within the budgets."""
+        return network_problem(self.config, self.library, self.images, self._latency())
+
+    def _search(self, config: NetSearchConfig, evaluator: Evaluator, archive: Archive) -> None:
+        def evaluate(batch: Batch) -> Floats:
+            if batch.fidelity == 1:
+                return evaluator.evaluate(batch, archive)
+            epochs = proxy_epochs(config.train.epochs, batch.fidelity)
+            return evaluator.evaluate(batch, self.archive(f"archive-{epochs}-epochs"))
+
+        search = SEARCHES[config.search](self.problem, config, self.training.data_seed)
+        run_search(search, evaluate, config.evaluations, self.say)
+
+    def _evaluator(self, method: ProxyTraining | SharedScoring) -> Evaluator:
+        return Evaluator(self.problem, method, self.training.data_seed, self.workers)
+
+    def _latency(self) -> LatencyTable | None:
+        """Measure the blocks once, while nothing else runs; a resumed run has the same numbers."""
+        if not self.config.needs_latency:
+            return None
+        path = self.folder / "latency.json"
+        if not path.exists():
+            space = genome_space(self.config, self.library, self.images)
+            shape, classes = self.images.shape, self.images.classes
+            device = self.training.device
+            table = LatencyTable.measure(space, self.library.cells, shape, classes, device)
+            table.save(path)
+        return LatencyTable.load(path)
+
+    def _judge(self) -> ProxyTraining | SharedScoring:
+        """Return how networks are judged; shared weights are trained first."""
+        shared = self.config.shared_weights
+        if self.config.estimate == "proxy":
+            return ProxyTraining(self.training)
+        path = self.folder / "shared_weights.safetensors"
+        task = (self.problem, shared, self.training, path)
+        threads = self.workers.cores
+        for _, failure in run_tasks(train_shared_weights, {path: task}, Workers(1), threads):
+            if failure is not None:
+                raise InputError(f"shared weights could not be trained: {failure}")
+        training = self.training
+        context = SharedContext(
+            training.data,
+            training.data_seed,
+            path,
+            shared.calibration_images,
+            training.device,
+            training.metrics,
+        )
+        return SharedScoring(context)
+
+    def _check_ranking(self, archive: Archive) -> Ranking | None:
+        """Train some networks for a short time to see whether shared weights rank as that does."""
+        shared = self.config.shared_weights
+        if self.config.estimate == "proxy" or shared.checked < 2:
+            return None
+        chosen = spread([r for r in archive if r.valid_accuracy is not None], shared.checked)
+        trained = self.archive("proxy")
+        proxies = self._evaluator(ProxyTraining(self.training))
+        errors = proxies.evaluate(Batch(tuple(record.genome for record in chosen)), trained)
+        pairs = [
+            (record.valid_accuracy or 0.0, 1.0 - float(error))
+            for record, error in zip(chosen, errors, strict=True)
+            if error == error
+        ]
+        return Ranking.of([one for one, _ in pairs], [other for _, other in pairs])
 
 
 def genome_space(config: NetSearchConfig, library: BlockLibrary, images: Images) -> GenomeSpace:
@@ -114,16 +303,27 @@ def genome_space(config: NetSearchConfig, library: BlockLibrary, images: Images)
     return GenomeSpace(stages, config.depths, config.widths, normal, reduction)
 
 
-def hypervolume_box(config: NetSearchConfig, library: BlockLibrary, images: Images) -> Box:
-    """Return the box of the hypervolume, from the space and the budgets alone."""
+def network_problem(
+    config: NetSearchConfig,
+    library: BlockLibrary,
+    images: Images,
+    latency: LatencyTable | None = None,
+) -> NetworkProblem:
+    """Return the networks that this library makes on these images, their costs and budgets."""
     space = genome_space(config, library, images)
-    least, most = extreme_costs(space, library.cells, images.shape, images.classes)
-    top = Cost(config.max_params or most.params, config.max_flops or most.flops)
+    shape, classes = images.shape, images.classes
+    cells = library.cells
+    return NetworkProblem(space, cells, shape, classes, config.budgets, config.costs, latency)
+
+
+def hypervolume_box(problem: NetworkProblem) -> Box:
+    """Return the box of the hypervolume, from the space and the budgets alone."""
+    least, largest = problem.bounds
     return Box(
-        worst_error=1.0 - 1.0 / images.classes,
-        least=tuple(float(least.count(cost)) for cost in config.costs),
-        reference=tuple(float(top.count(cost)) for cost in config.costs),
-        costs=config.costs,
+        worst_error=1.0 - 1.0 / problem.classes,
+        least=tuple(map(float, least)),
+        reference=tuple(map(float, largest)),
+        costs=problem.cost_names,
     )
 
 
@@ -135,26 +335,24 @@ def check_budgets_early(config: NetSearchConfig, space: SearchSpace, images: Ima
     """
     stages = stages_for(images.shape[1:])
     genomes = GenomeSpace(stages, config.depths, config.widths, (NORMAL,), (REDUCTION,))
-    for count in COUNTS:
-        check_budget(config, genomes, least_cells(space, count), images, count)
+    shape, classes = images.shape, images.classes
+    for name in EARLY_COUNTS:
+        cells = least_cells(space, name)
+        check_budget(config, NetworkProblem(genomes, cells, shape, classes, config.budgets), name)
 
 
-def check_budget(
-    config: NetSearchConfig,
-    space: GenomeSpace,
-    cells: Mapping[str, Cell],
-    images: Images,
-    count: str,
-) -> None:
-    """Refuse a hard budget on `count` that no network of the space keeps.
+def check_budget(config: NetSearchConfig, problem: NetworkProblem, name: str) -> None:
+    """Refuse a hard budget on the cost `name` that no network of the space keeps.
 
     Raises:
         InputError: If it is such a budget; it says how small a network can be.
     """
-    limit = {"params": config.max_params, "flops": config.max_flops}[count]
-    least = extreme_costs(space, cells, images.shape, images.classes)[0].count(count)
-    if limit is not None and least > limit:
+    limit = config.budgets.of_costs()[name]
+    if limit is None:
+        return
+    least = problem.extremes(name)[0]
+    if least > limit:
         raise InputError(
-            f"netsearch.max_{count}={limit}: no network fits; the smallest of the space "
-            f"has {least} {count}"
+            f"netsearch.max_{name}={limit}: no network fits; the smallest of the space "
+            f"has {least} {name}"
         )

@@ -15,6 +15,7 @@ from blocksearch.space import KINDS
 from evaluation.data import DataConfig, load_dataset
 from evaluation.errors import InputError
 from evaluation.metrics import read_metrics
+from evaluation.parallel import Workers
 
 DIGITS = DataConfig(name="digits", max_train_images=120)
 
@@ -126,7 +127,7 @@ def test_the_seed_alone_decides_the_first_weights():
 
 def test_every_strategy_gives_blocks_of_both_kinds_and_a_second_call_searches_no_more(tmp_path):
     both = context(tmp_path, strategies={"darts": {}, "enhanced_gradient": {"warmup": 0}})
-    library = search_blocks(both, seed=0, workers=1)
+    library = search_blocks(both, seed=0, workers=Workers(1))
     found_by = {search for block in library.blocks for search in block.searches}
     assert found_by == {"darts-s0", "enhanced_gradient-s0"}
     for kind in KINDS:
@@ -142,11 +143,11 @@ def test_every_strategy_gives_blocks_of_both_kinds_and_a_second_call_searches_no
     assert {event["task"] for event in events if "train_loss" in event} == found_by
 
     times = {path: path.stat().st_mtime_ns for path in both.folder.iterdir()}
-    assert search_blocks(both, seed=0, workers=1).blocks == library.blocks
+    assert search_blocks(both, seed=0, workers=Workers(1)).blocks == library.blocks
     assert {path: path.stat().st_mtime_ns for path in both.folder.iterdir()} == times
 
     (both.folder / "darts-s0.json").unlink()
-    assert search_blocks(both, seed=0, workers=1).blocks == library.blocks
+    assert search_blocks(both, seed=0, workers=Workers(1)).blocks == library.blocks
     enhanced = both.folder / "enhanced_gradient-s0.json"
     assert enhanced.stat().st_mtime_ns == times[enhanced]
 
@@ -155,7 +156,7 @@ def test_a_search_that_diverges_leaves_its_failure_and_the_others_go_on(tmp_path
     sweep = {"warmup": 0, "alpha_learning_rate": 1e6, "alpha_weight_decay": [1e38, 0]}
     diverging = context(tmp_path, strategies={"enhanced_gradient": sweep})
     said: list[str] = []
-    library = search_blocks(diverging, seed=0, workers=1, say=said.append)
+    library = search_blocks(diverging, seed=0, workers=Workers(1), say=said.append)
     assert isinstance(library, BlockLibrary)
     assert {search for block in library.blocks for search in block.searches} == {
         "enhanced_gradient-alpha_weight_decay=0-s0"
@@ -169,7 +170,7 @@ def test_a_search_that_diverges_leaves_its_failure_and_the_others_go_on(tmp_path
 def test_when_every_search_diverges_the_reasons_are_told(tmp_path):
     weights = config().weights.model_dump() | {"learning_rate": 1e30, "grad_clip": 1e30}
     with pytest.raises(InputError, match=r"every block search failed: darts-s0: .*diverged"):
-        search_blocks(context(tmp_path, weights=weights), seed=0, workers=1)
+        search_blocks(context(tmp_path, weights=weights), seed=0, workers=Workers(1))
 
 
 @pytest.mark.parametrize(
@@ -188,4 +189,4 @@ def test_a_damaged_result_is_refused_naming_the_file(text, tmp_path):
     one.folder.mkdir()
     (one.folder / "darts-s0.json").write_text(text)
     with pytest.raises(InputError, match=r"darts-s0\.json"):
-        search_blocks(one, seed=0, workers=1)
+        search_blocks(one, seed=0, workers=Workers(1))

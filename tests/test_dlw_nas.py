@@ -471,14 +471,12 @@ def test_cells_with_empty_nodes_pass_through_the_library_and_into_networks(tmp_p
         logits = network(torch.randn(2, 3, 8, 8))
         assert bool(torch.isfinite(logits).all())
     for count in ("params", "flops"):
-        least, largest = (
-            predict_cost(genomes.decode(genome), library.cells, shape, 5).count(count)
-            for genome in extreme_genomes(genomes, library.cells, shape, 5, count)
-        )
-        brute = [
-            predict_cost(genomes.decode(genome), library.cells, shape, 5).count(count)
-            for genome in itertools.product(*(range(top + 1) for top in genomes.upper))
-        ]
+
+        def counted(genome, count=count):
+            return predict_cost(genomes.decode(genome), library.cells, shape, 5).count(count)
+
+        least, largest = map(counted, extreme_genomes(genomes, counted))
+        brute = [*map(counted, itertools.product(*(range(top + 1) for top in genomes.upper)))]
         assert (least, largest) == (min(brute), max(brute))
 
 

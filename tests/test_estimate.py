@@ -12,7 +12,7 @@ from blocksearch.ops import LIGHT_OPS
 from blocksearch.space import SearchSpace
 from evaluation.data import DataConfig, Dataset, Split
 from evaluation.metrics import read_metrics
-from evaluation.parallel import WorkerDied
+from evaluation.parallel import WorkerDied, Workers
 from evaluation.pareto import Budgets
 from evaluation.records import Archive, Cost, ModelRecord
 from evaluation.training import TrainConfig, TrainingContext
@@ -106,7 +106,7 @@ def evaluator_of(**changes):
         "budgets": Budgets(),
         "context": None,
         "seed": 7,
-        "workers": 1,
+        "workers": Workers(1),
         **changes,
     }
     return Evaluator(**fields)
@@ -237,7 +237,7 @@ def test_a_worker_that_dies_becomes_a_failure_of_its_network_alone(tmp_path, mon
             yield key, replace(record, valid_accuracy=0.5) if number else died
 
     monkeypatch.setattr(netsearch.estimate, "run_tasks", tasks_end)
-    archive, evaluator = Archive(tmp_path / "a"), evaluator_of(workers=2)
+    archive, evaluator = Archive(tmp_path / "a"), evaluator_of(workers=Workers(2))
     evaluator.evaluate([SMALL, LARGE], archive)
     died, fine = archive
     assert died.valid_accuracy is None and fine.valid_accuracy == 0.5

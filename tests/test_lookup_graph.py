@@ -7,6 +7,7 @@ import pytest
 
 from blocksearch.lookup_graph import LookupGraph
 from evaluation.errors import InputError
+from evaluation.parallel import Workers
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -69,7 +70,7 @@ def test_a_file_with_something_else_is_named(tmp_path, text):
 
 def test_searches_run_in_workers_and_give_the_same_graph(graph):
     parallel = LookupGraph.measure(
-        cost_of, graph.search_budgets, dataset="cifar10", metric="params", workers=2
+        cost_of, graph.search_budgets, dataset="cifar10", metric="params", workers=Workers(2)
     )
     assert parallel == graph
 

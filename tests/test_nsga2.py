@@ -18,6 +18,7 @@ from pymoo.indicators.hv import HV
 import netsearch.estimate
 from blocksearch.ops import LIGHT_OPS
 from blocksearch.space import SearchSpace
+from evaluation.parallel import Workers
 from evaluation.pareto import Box, Budgets, pareto_set
 from evaluation.records import Archive, Cost, ModelRecord
 from evaluation.training import TrainConfig
@@ -120,7 +121,7 @@ def evaluator_of(space=SPACE, budgets=None, **changes):
         budgets=budgets or Budgets(),
         context=None,
         seed=0,
-        workers=1,
+        workers=Workers(1),
         **changes,
     )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluation.parallel import WorkerDied, run_tasks
+from evaluation.parallel import WorkerDied, Workers, run_tasks
 
 ROOT = Path(__file__).parents[1]
 ORPHANS_END_WITHIN_S = 15
@@ -36,7 +36,7 @@ def fail(x):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_task_gives_its_result_once(workers):
-    results = list(run_tasks(square, {f"k{i}": (i,) for i in range(6)}, workers))
+    results = list(run_tasks(square, {f"k{i}": (i,) for i in range(6)}, Workers(workers)))
     assert sorted((key, value[0]) for key, value in results) == [(f"k{i}", i * i) for i in range(6)]
     elsewhere = {pid for _, (_, pid, _) in results} - {os.getpid()}
     assert bool(elsewhere) == (workers > 1)
@@ -45,7 +45,7 @@ def test_every_task_gives_its_result_once(workers):
 
 def test_tasks_in_this_process_get_their_threads_and_leave_the_setting_as_it_was():
     before = torch.get_num_threads()
-    stream = run_tasks(square, {0: (1,), 1: (2,)}, 1, threads=2)
+    stream = run_tasks(square, {0: (1,), 1: (2,)}, Workers(1), threads=2)
     assert next(stream)[1][2] == 2
     stream.close()
     assert torch.get_num_threads() == before
@@ -53,21 +53,21 @@ def test_tasks_in_this_process_get_their_threads_and_leave_the_setting_as_it_was
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_no_tasks_give_no_results(workers):
-    assert list(run_tasks(square, {}, workers)) == []
+    assert list(run_tasks(square, {}, Workers(workers))) == []
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_bug_in_a_task_reaches_the_caller(workers):
     with pytest.raises(KeyError, match="bug 1"):
-        list(run_tasks(fail, {0: (1,)}, workers))
+        list(run_tasks(fail, {0: (1,)}, Workers(workers)))
 
 
 @pytest.mark.filterwarnings("ignore:.*have been cancelled:UserWarning")
 def test_a_consumer_may_stop_early_and_run_tasks_again():
-    stream = run_tasks(square, {i: (i,) for i in range(8)}, 2)
+    stream = run_tasks(square, {i: (i,) for i in range(8)}, Workers(2))
     next(stream)
     stream.close()
-    again = dict(run_tasks(square, {i: (i,) for i in range(3)}, 2))
+    again = dict(run_tasks(square, {i: (i,) for i in range(3)}, Workers(2)))
     assert {key: value[0] for key, value in again.items()} == {0: 0, 1: 1, 2: 4}
 
 
@@ -75,7 +75,7 @@ def test_a_consumer_may_stop_early_and_run_tasks_again():
 @pytest.mark.filterwarnings("ignore:A worker stopped while some jobs:UserWarning")
 def test_a_task_that_kills_its_worker_costs_only_its_own_result():
     tasks = {0: (3, ""), 1: (4, ""), "exit": (5, "exit"), 2: (6, ""), "kill": (7, "kill")}
-    results = dict(run_tasks(square_or_die, tasks, 2))
+    results = dict(run_tasks(square_or_die, tasks, Workers(2)))
     assert isinstance(results.pop("exit"), WorkerDied)
     assert isinstance(results.pop("kill"), WorkerDied)
     assert results == {0: 9, 1: 16, 2: 36}
@@ -88,7 +88,7 @@ def test_workers_end_soon_after_their_parent_was_killed(tmp_path):
         textwrap.dedent(
             f"""
             import pathlib, time
-            from evaluation.parallel import run_tasks
+            from evaluation.parallel import Workers, run_tasks
 
             def beat(name):
                 path = pathlib.Path({str(tmp_path)!r}) / name
@@ -97,7 +97,7 @@ def test_workers_end_soon_after_their_parent_was_killed(tmp_path):
                     time.sleep({HEARTBEAT_S})
 
             if __name__ == "__main__":
-                list(run_tasks(beat, {{"a": ("a.beat",), "b": ("b.beat",)}}, 2))
+                list(run_tasks(beat, {{"a": ("a.beat",), "b": ("b.beat",)}}, Workers(2)))
             """
         )
     )

@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -106,6 +107,24 @@ def test_a_third_objective_lets_more_records_stand():
     assert ids(pareto_set(records)) == ["a"]
     assert ids(pareto_set(records, ("flops",))) == ["b"]
     assert ids(pareto_set(records, ("params", "flops"))) == ["d", "b", "a"]
+
+
+def test_bits_and_milliseconds_are_objectives_too():
+    costs = ("params", "flops", "bits", "latency_ms")
+    one = ModelRecord("a", (1,), (), Cost(10, 7, 0.5, bit_params=4), 0, 0.75)
+    assert objectives(one, costs) == (0.25, 10.0, 7.0, 196.0, 0.5)
+    fast = replace(one, id="b", cost=Cost(10, 7, 0.4))  # 320 bits
+    slow = replace(one, id="c", cost=Cost(10, 7, 0.6, bit_params=4))
+    assert ids(pareto_set([one, fast, slow], costs)) == ["b", "a"]
+    assert ids(pareto_set([one, fast, slow], ("params",))) == ["a"]
+    unmeasured = replace(one, cost=Cost(10, 7))
+    with pytest.raises(ValueError, match="latency was not measured"):
+        objectives(unmeasured, costs)
+
+
+def test_the_box_says_counts_whole_and_milliseconds_with_their_digits():
+    box = Box(0.9, least=(1000.0, 0.25), reference=(2e6, 3.0), costs=("params", "latency_ms"))
+    assert "params 1,000 to 2,000,000, latency_ms 0.250 to 3 (" in box.describe()
 
 
 def test_of_equal_records_the_smallest_id_stays_whatever_the_order():
@@ -232,6 +251,29 @@ def test_a_model_without_a_measured_latency_fits_no_latency_budget():
     model, fits = pick([unmeasured, *FRONT], Budgets(max_latency_ms=10.0))
     assert (model.id, fits) == ("l", True)
     assert pick([unmeasured], Budgets(max_latency_ms=1e9)) == (unmeasured, False)
+
+
+def test_a_budget_on_bits_is_kept_by_1_bit_weights():
+    small, plain = Cost(100, 0, bit_params=90), Cost(100, 0)
+    limit = Budgets(max_bits=small.model_bits)  # 10 * 32 + 90 = 410
+    assert limit.cost_excess(small) == 0
+    assert limit.cost_excess(plain) == pytest.approx(3200 / 410 - 1)
+    assert Budgets(max_bits=409).cost_excess(small) > 0
+
+
+def test_the_limits_of_costs_go_by_name():
+    budgets = Budgets(1, 2, 3.5, 0.9, 4)  # in the order of the fields
+    assert budgets.of_costs() == {"params": 1, "flops": 2, "bits": 4, "latency_ms": 3.5}
+    assert budgets.min_accuracy == 0.9
+    assert set(Budgets().of_costs().values()) == {None}
+
+
+def test_every_cost_has_its_budget():
+    cost = Cost(100, 100, 100.0, bit_params=100)  # 100 bits
+    for name in Budgets().of_costs():
+        assert Budgets(**{f"max_{name}": 100}).cost_excess(cost) == 0
+        assert Budgets(**{f"max_{name}": 80}).cost_excess(cost) == pytest.approx(0.25)
+    assert Budgets(max_latency_ms=1e9).cost_excess(Cost(1, 1)) == math.inf
 
 
 def test_excess_is_the_largest_relative_one():

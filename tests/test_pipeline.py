@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 import run_pipeline
 from configs import FOLDER
 from evaluation.errors import InputError
+from evaluation.parallel import Workers
 from evaluation.pareto import non_dominated
 from evaluation.records import Archive, Cost, ModelRecord
 from evaluation.run_folder import RunFolder
@@ -59,7 +60,8 @@ def tiny(*changes: str) -> Config:
 
 def pipeline(folder: Path, *changes: str, workers: int = 1) -> Pipeline:
     console = Console(file=io.StringIO())
-    return Pipeline(tiny(*changes), RunFolder(folder), "tiny", workers=workers, console=console)
+    found, folder_of_run = Workers(workers), RunFolder(folder)
+    return Pipeline(tiny(*changes), folder_of_run, "tiny", workers=found, console=console)
 
 
 def command(*arguments: str) -> list[str]:
@@ -164,6 +166,29 @@ def test_one_seed_gives_one_front_whatever_the_number_of_workers(finished, tmp_p
     for name in SAME_BYTES:
         assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
     assert records(tmp_path, "archive") == records(finished, "archive")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["dask", "ray"])
+def test_a_run_on_a_cluster_of_this_machine_ends_as_one_in_processes(finished, tmp_path, backend):
+    pytest.importorskip(backend)
+    changes = f"workers.backend={backend}", "workers.count=2"
+    done = subprocess.run(
+        run_command(tmp_path, *changes), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0 and done.stdout == "", done.stderr
+    assert f"workers: 2 ({backend} here)" in done.stderr
+    for name in ("archive", "random"):
+        assert records(tmp_path, name) == records(finished, name)
+    for path in [finished / name for name in SAME_BYTES] + list(finished.rglob("record.json")):
+        there = tmp_path / path.relative_to(finished)
+        assert there.read_bytes() == path.read_bytes(), path
+
+
+def test_a_run_goes_on_with_another_table_of_workers(finished):
+    changed = pipeline(finished, "workers.count=7", "workers.backend=dask")
+    assert changed.config != Config.load(finished / "config.yaml")
+    changed.run()
 
 
 def test_another_seed_gives_other_networks(finished, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from evaluation.errors import InputError
 from evaluation.metrics import MetricsLog, read_metrics
 from evaluation.records import (
+    COST_NAMES,
     Archive,
     Cost,
     ModelRecord,
@@ -56,6 +57,9 @@ def test_a_record_survives_json(original):
         {"cost": None},
         {"cost": {"params": "many", "flops": 1}},
         {"cost": {"params": 1, "flops": 1, "bit_ops": "many"}},
+        {"cost": {"params": 1, "flops": 1, "latency_ms": "short"}},
+        {"cost": {"params": 1, "flops": 1, "latency_ms": float("nan")}},
+        {"cost": {"params": 1, "flops": 1, "latency_ms": 0.0}},
         {"genome": 4},
         {"colour": "red"},
         {"valid_accuracy": None},
@@ -81,6 +85,18 @@ def test_costs_add_up_and_a_sum_has_no_latency():
 def test_a_1_bit_weight_takes_one_bit_and_any_other_parameter_32():
     assert Cost(10, 0).model_bits == 320
     assert Cost(10, 0, bit_params=4).model_bits == 6 * 32 + 4
+
+
+def test_every_named_cost_is_counted():
+    cost = Cost(10, 70, 1.5, bit_ops=9, bit_params=4)
+    assert [cost.count(name) for name in COST_NAMES] == [10, 70, 6 * 32 + 4, 1.5]
+    assert COST_NAMES == ("params", "flops", "bits", "latency_ms")
+
+
+def test_a_latency_that_was_not_measured_is_no_count():
+    with pytest.raises(ValueError, match="latency was not measured"):
+        Cost(1, 2).count("latency_ms")
+    assert Cost(1, 2, bit_params=1).with_latency(0.5) == Cost(1, 2, 0.5, bit_params=1)
 
 
 def test_only_a_network_with_1_bit_layers_says_so_in_its_json():

@@ -13,6 +13,7 @@ from torch import nn
 import evaluation.retrain
 from evaluation.data import DataConfig, Dataset, Split
 from evaluation.metrics import MetricsLog, read_metrics
+from evaluation.parallel import Workers
 from evaluation.records import Cost, ModelRecord
 from evaluation.retrain import RetrainConfig, Trial, retrain, retrain_all
 from evaluation.training import TrainConfig, TrainingContext, accuracy
@@ -150,7 +151,7 @@ def trial(id, build, folder="retrained"):
 def test_all_are_retrained_with_all_seeds_and_the_first_seed_keeps_its_weights(tmp_path, context):
     config = RetrainConfig(members=2, baselines=0, seeds=(3, 1), train=RECIPE)
     trials = [trial("a", net), trial("b", net, folder="baselines")]
-    records = retrain_all(trials, config, tmp_path, context, workers=1)
+    records = retrain_all(trials, config, tmp_path, context, workers=Workers(1))
     assert [r.id for r in records] == ["a", "b"]
     for record, one in zip(records, trials, strict=True):
         folder = tmp_path / one.folder / record.id
@@ -175,7 +176,7 @@ def test_all_are_retrained_with_all_seeds_and_the_first_seed_keeps_its_weights(t
 def test_one_failed_retraining_leaves_the_others_alone(tmp_path, context):
     config = RetrainConfig(members=2, baselines=0, seeds=(0,), train=RECIPE)
     trials = [trial("bad", diverging), trial("good", net)]
-    bad, good = retrain_all(trials, config, tmp_path, context, workers=1)
+    bad, good = retrain_all(trials, config, tmp_path, context, workers=Workers(1))
     assert bad.test_accuracy == () and bad.failure.startswith("retraining: TrainingError")
     assert replace(bad, failure=None) == trials[0].record
     assert good.failure is None and len(good.test_accuracy) == 1

@@ -1,0 +1,121 @@
+"""One task in a worker process: its threads, its folder, its GPU, and the end of its parent."""
+
+import itertools
+import os
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import torch
+from filelock import FileLock, Timeout
+
+from evaluation.errors import InputError
+from evaluation.memory import keep_freed_memory
+
+R = TypeVar("R")
+
+PARENT_POLL_S = 1.0
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+class WorkerDied(RuntimeError):
+    """A worker process ended without an answer, for instance killed for want of memory."""
+
+
+@dataclass(frozen=True)
+class Task(Generic[R]):
+    """A call, and the state that its process must be in.
+
+    Attributes:
+        function: Importable by name, on the worker too.
+        arguments: Small, since they are sent to the worker.
+        threads: Compute threads.
+        folder: Working directory, so that relative paths mean the same on every machine.
+        takes_gpu: Whether the process must choose a GPU; else it has the one that it sees.
+        parent: Process with which the worker ends; None where it lives on.
+    """
+
+    function: Callable[..., R]
+    arguments: tuple[object, ...]
+    threads: int
+    folder: Path
+    takes_gpu: bool = False
+    parent: int | None = None
+
+    def run(self) -> R:
+        """Prepare this process and return what the function returns.
+
+        Raises:
+            InputError: If the folder is not on this machine.
+        """
+        if self.parent is not None:
+            _die_with(self.parent)
+        with _one_at_a_time:
+            if not self.folder.is_dir():
+                raise InputError(
+                    f"{socket.gethostname()}: no folder {self.folder}; the machines of a cluster "
+                    "share the files of the one that starts the run"
+                )
+            os.chdir(self.folder)
+            if self.takes_gpu:
+                take_gpu()
+            keep_freed_memory()
+            torch.set_num_threads(self.threads)
+            return self.function(*self.arguments)
+
+
+# Networks draw their weights from the process's only global generator, so threads must not mix.
+_one_at_a_time = threading.Lock()
+_slots: list[FileLock] = []  # held until this process ends
+_watched: set[int] = set()
+
+
+def take_gpu() -> None:
+    """Let this process see one GPU, for good: that of the first free slot of its machine.
+
+    A slot is a locked file, which the system frees when the process ends, however it ends.
+    """
+    if _slots or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return
+    told = os.environ.get(VISIBLE)
+    # Counted through the driver's library, which leaves CUDA itself asleep.
+    gpus = told.split(",") if told else [str(gpu) for gpu in range(torch.cuda.device_count())]
+    if gpus == []:
+        return
+    folder = Path(tempfile.gettempdir()) / f"paretoblocks-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    for slot in itertools.count():
+        lock = FileLock(folder / f"gpu-{slot}.lock", timeout=0, thread_local=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            continue
+        _slots.append(lock)
+        os.environ[VISIBLE] = gpu_of(slot, gpus)
+        return
+
+
+def gpu_of(slot: int, gpus: Sequence[str]) -> str:
+    """Return the GPU of a slot, in turn; sorted, as launchers may rotate the list per worker."""
+    return sorted(gpus)[slot % len(gpus)]
+
+
+def _die_with(parent: int) -> None:
+    """End this worker as soon as its parent is gone, so that no orphan goes on computing."""
+    if os.getppid() != parent:
+        os._exit(1)
+    if parent in _watched:
+        return
+    _watched.add(parent)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_POLL_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,711 @@
+"""Weights that all networks of a space share: trained once, then any network is scored in seconds.
+
+`SharedWeights` is a store, not a network: for every place (stage and position, or reduction) and
+every block it holds the parameters of the block at its largest width. A network of the space is the
+`CellNetwork` that `builder` makes of its spec, run on slices of the store, so that no forward pass
+is written twice and gradients flow into the slices. A stage of n blocks uses its first n positions.
+
+A cell's C channels are four quarters, and a narrower cell takes the first C / 4 channels of each,
+not the first C of all. For `factorized_reduce` and `ghost_3x3` concatenate halves, and grouped
+convolutions work on quarters: so a channel keeps its meaning at every width, and a narrow network
+is the wide one with the other channels held at zero (exactly, for every op but `gshuffle_3x3`,
+whose groups after the shuffle mix other channels at another width, and the 1-bit ones, which have
+no zero). What reads N concatenated nodes takes the quarters of each; the stem counts as 3 nodes.
+
+A step trains several networks on one batch. Their sizes follow the sandwich rule (Yu and Huang
+2019, https://arxiv.org/abs/1903.05134; without its distillation) or are uniform. Their blocks are
+dealt from shuffled decks, one per stage or reduction: strict fairness (Chu et al. 2019,
+https://arxiv.org/abs/1907.01845), where a step has a multiple of as many networks as there are
+blocks to choose from. Ours: a weight takes the mean gradient of the networks that use it, not the
+sum. A network that is scored has the statistics of its BatchNorms measured anew, as Yu and Huang
+do. `benchmarks/shared_ranking.py` measures how well the scores rank networks.
+"""
+
+import functools
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Self, cast
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from blocksearch.cells import DiscreteCell
+from blocksearch.space import Cell
+from blocksearch.stack import STEM_MULTIPLIER, CellNetwork, PlacedCell, Stack
+from evaluation.checkpoint import load_checkpoint, save_checkpoint
+from evaluation.data import AugmentConfig, DataConfig, Dataset, batches, worker_dataset
+from evaluation.errors import InputError
+from evaluation.metrics import MetricsLog
+from evaluation.records import ModelRecord, write_atomic
+from evaluation.training import (
+    SEEDS_PER_RUN,
+    TrainConfig,
+    TrainingContext,
+    TrainingError,
+    accuracy,
+    cosine,
+    epoch_generator,
+    uses_bfloat16,
+)
+from netsearch.genome import GenomeSpace, NetworkSpec
+from netsearch.network import builder
+from netsearch.problem import NetworkProblem
+
+QUARTERS = 4
+FIRST, SECOND, OWN = range(3)  # the width that an axis follows: an input's, older first, or C
+PROBE = (24, 24, 8)  # those three widths of a small cell
+SIZES = {"sandwich": (1, 0), "fair": ()}  # of a step's first networks: largest, smallest
+DRAWS = 100  # of the sizes of a network, before the smallest are taken
+CALIBRATION_BATCH = 250
+
+Axes = tuple[int | None, ...]
+Genome = tuple[int, ...]
+
+
+class SharedWeightsConfig(BaseModel):
+    """How the shared weights are trained, and how networks are scored with them.
+
+    Attributes:
+        sampling: Sizes of the networks of a step: `sandwich`, the largest, the smallest and random
+            ones, or `fair`, all random; blocks are dealt fairly in both.
+        networks_per_step: Networks trained on each batch; each costs as much as training it.
+        epochs: Passes over `search_train`; the rest of the recipe is that of proxy training.
+        calibration_images: Images of `search_train` on which BatchNorm's statistics are measured.
+        checked: Networks that are also trained for a short time, to see whether the scores rank.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sampling: Literal["sandwich", "fair"] = "sandwich"
+    networks_per_step: int = Field(default=4, ge=2)
+    epochs: int = Field(default=40, ge=1)
+    calibration_images: int = Field(default=500, ge=2)
+    checked: int = Field(default=10, ge=0)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A parameter in the store: its beginning, its shape, the width that each axis follows."""
+
+    offset: int
+    shape: tuple[int, ...]
+    axes: Axes
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of a network: its name there and in the store, and what it reads.
+
+    `nodes` and `widths` are those of the older and of the newer input; `widths` ends with C.
+    """
+
+    name: str
+    key: str
+    nodes: tuple[int, int]
+    widths: tuple[int, int, int]
+
+
+class SharedWeights:
+    """The store: one vector of weights, and which of them a network takes.
+
+    Attributes:
+        space: The networks.
+        cells: Block name to cell.
+        image_shape: (C, H, W).
+        classes: Number of classes.
+        weights: All weights, (P,), a leaf of autograd.
+    """
+
+    def __init__(
+        self,
+        space: GenomeSpace,
+        cells: Mapping[str, Cell],
+        image_shape: tuple[int, int, int],
+        classes: int,
+        *,
+        seed: int = 0,
+    ):
+        """Draw initial weights from `seed` alone, as PyTorch does for the largest networks.
+
+        Raises:
+            InputError: If a width is no multiple of 4, or a block is a cell of NAS-Bench-201, which
+                hands on a sum or has a single input.
+        """
+        _check(space, cells)
+        self.space, self.image_shape, self.classes = space, image_shape, classes
+        self.cells = {name: cells[name] for name in (*space.normal, *space.reduction)}
+        self._entries: dict[str, dict[str, _Entry]] = {}
+        values: list[Tensor] = []
+        count = 0
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self._frame = self._ends()
+            for key, module, axes in self._modules():
+                self._entries[key] = {}
+                for name, parameter in module.named_parameters():
+                    entry = _Entry(count, tuple(parameter.shape), axes[name])
+                    self._entries[key][name] = entry
+                    values.append(parameter.detach().flatten())
+                    count += parameter.numel()
+        self.weights = torch.cat(values).requires_grad_()
+        self._part_index = functools.lru_cache(maxsize=2048)(self._index_of_part)
+        self._body = functools.lru_cache(maxsize=2048)(_body)
+
+    def to(self, device: torch.device | str) -> "SharedWeights":
+        """Move the weights to `device`, in place."""
+        self.weights = self.weights.detach().to(device).requires_grad_()
+        self._part_index.cache_clear()
+        return self
+
+    def index(self, spec: NetworkSpec) -> Tensor:
+        """Return which weights a network takes, in the order of its parameters; each once.
+
+        Raises:
+            InputError: If the network is not in the space.
+        """
+        return torch.cat([self._part_index(part) for part in self._parts(spec)])
+
+    def inherit(self, spec: NetworkSpec) -> dict[str, Tensor]:
+        """Return the parameters of a network by name, slices through which gradients flow.
+
+        Raises:
+            InputError: If the network is not in the space.
+        """
+        taken = self.weights.index_select(0, self.index(spec))
+        shapes = {
+            f"{part.name}.{name}": _shape(entry, part, self._widest)
+            for part in self._parts(spec)
+            for name, entry in self._entries[part.key].items()
+        }
+        slices = torch.split(taken, [math.prod(shape) for shape in shapes.values()])
+        pairs = zip(shapes.items(), slices, strict=True)
+        return {name: values.view(shape) for (name, shape), values in pairs}
+
+    def logits(self, spec: NetworkSpec, images: Tensor) -> Tensor:
+        """Return what a network makes of images (B, C, H, W), on the statistics of this batch.
+
+        Raises:
+            InputError: If the network is not in the space.
+        """
+        parameters = self.inherit(spec)
+        stack = builder(spec, self.cells, self.image_shape, self.classes)
+        pairs = zip(stack.cells, stack.places(), strict=True)
+        # The frame's own widths do not matter: every parameter is replaced.
+        self._frame.cells = nn.ModuleList(
+            self._body(one, place.halve_first, number) for number, (one, place) in enumerate(pairs)
+        )
+        return cast(Tensor, functional_call(self._frame, parameters, (images,), strict=True))
+
+    @torch.no_grad()
+    def network(self, spec: NetworkSpec) -> CellNetwork:
+        """Return a network with its own copy of the weights, and BatchNorms that measured nothing.
+
+        Raises:
+            InputError: If the network is not in the space.
+        """
+        inherited = self.inherit(spec)
+        with torch.device("meta"):  # draws no weights
+            network = builder(spec, self.cells, self.image_shape, self.classes)()
+        network = network.to_empty(device=self.weights.device)
+        for name, parameter in network.named_parameters():
+            parameter.copy_(inherited[name])
+        for norm in _batch_norms(network):
+            norm.reset_running_stats()
+        return network.to(memory_format=torch.channels_last)
+
+    def save(self, path: Path) -> None:
+        """Write the weights by name, and what is needed to load them, as safetensors."""
+        flat = self.weights.detach().cpu()
+        tensors = {
+            f"{key}.{name}": flat[entry.offset :][: math.prod(entry.shape)].view(entry.shape)
+            for key, entries in self._entries.items()
+            for name, entry in entries.items()
+        }
+        about = {
+            "space": asdict(self.space),
+            "cells": {name: cell.to_json() for name, cell in self.cells.items()},
+            "image_shape": self.image_shape,
+            "classes": self.classes,
+        }
+        write_atomic(path, save(tensors, {"shared_weights": json.dumps(about)}))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote, onto the CPU.
+
+        Raises:
+            InputError: If the file is missing, damaged or something else.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                about = json.loads(file.metadata()["shared_weights"])
+                fields = about["space"]
+                space = GenomeSpace(
+                    int(fields["stages"]),
+                    depths=tuple(fields["depths"]),
+                    widths=tuple(fields["widths"]),
+                    normal=tuple(fields["normal"]),
+                    reduction=tuple(fields["reduction"]),
+                )
+                cells = {name: Cell.from_json(cell) for name, cell in about["cells"].items()}
+                shape = tuple(about["image_shape"])
+                shared = cls(space, cells, shape, about["classes"])
+                with torch.no_grad():
+                    for key, entries in shared._entries.items():
+                        for name, entry in entries.items():
+                            place = shared.weights[entry.offset :][: math.prod(entry.shape)]
+                            place.view(entry.shape).copy_(file.get_tensor(f"{key}.{name}"))
+        except (
+            OSError,
+            SafetensorError,
+            ValueError,
+            KeyError,
+            TypeError,
+            RuntimeError,
+            AttributeError,
+        ) as error:
+            raise InputError(f"{path}: expected a file of shared weights, got {error}") from error
+        return shared
+
+    @property
+    def _widest(self) -> int:
+        return max(self.space.widths)
+
+    @property
+    def _most_nodes(self) -> int:
+        return max(STEM_MULTIPLIER, *(len(cell.outputs) for cell in self.cells.values()))
+
+    def _ends(self) -> CellNetwork:
+        """A network with the largest stem and classifier; its one cell is to be exchanged."""
+        last = max(self.cells.values(), key=lambda cell: len(cell.outputs))
+        placed = PlacedCell(last, self._widest, reduction=False)
+        network = Stack((placed,), self.image_shape, self.classes)()
+        _forget_statistics(network)
+        return network
+
+    def _modules(self) -> Iterator[tuple[str, nn.Module, dict[str, Axes]]]:
+        """Yield what the store holds: key, module at its largest, axes of its parameters."""
+        stem: dict[str, Axes] = {"0.weight": (OWN, None, None, None)}
+        yield "stem", self._frame.stem, stem | {"1.weight": (OWN,), "1.bias": (OWN,)}
+        classifier: dict[str, Axes] = {"weight": (None, SECOND), "bias": (None,)}
+        yield "classifier", self._frame.classifier, classifier
+        space, c = self.space, self._widest
+        places = [
+            (f"reductions.{i}", space.reduction, True, False) for i in range(space.stages - 1)
+        ] + [
+            (f"stages.{i}.{position}", space.normal, False, i > 0 and position == 0)
+            for i in range(space.stages)
+            for position in range(max(space.depths))
+        ]
+        widths = (self._most_nodes * c, self._most_nodes * c, c)
+        for place, names, reduction, halve_first in places:
+            for name in names:
+                build = functools.partial(_cell, self.cells[name], reduction, halve_first)
+                yield f"{place}.{name}", build(widths), _axes(build)
+
+    def _parts(self, spec: NetworkSpec) -> list[_Part]:
+        self._check_spec(spec)
+        width = spec.stages[0].channels
+        inputs = [(STEM_MULTIPLIER, width)] * 2
+        named = []
+        for i, stage in enumerate(spec.stages):
+            if i:
+                named.append((f"reductions.{i - 1}", spec.reductions[i - 1], stage.channels))
+            for position in range(stage.repeats):
+                named.append((f"stages.{i}.{position}", stage.block, stage.channels))
+        parts = [_part("stem", "stem", inputs, width)]
+        for number, (place, block, channels) in enumerate(named):
+            parts.append(_part(f"cells.{number}", f"{place}.{block}", inputs, channels))
+            inputs = [inputs[1], (len(self.cells[block].outputs), channels)]
+        return [*parts, _part("classifier", "classifier", inputs, inputs[1][1])]
+
+    def _check_spec(self, spec: NetworkSpec) -> None:
+        try:
+            known = self.space.decode(self.space.encode(spec)) == spec
+        except ValueError:
+            known = False
+        if not known:
+            raise InputError(f"expected a network of {self.space}, got {spec}")
+
+    def _index_of_part(self, part: _Part) -> Tensor:
+        """Return the places in the store of a part's parameters, int64."""
+        found = []
+        for entry in self._entries[part.key].values():
+            index = torch.zeros(1, dtype=torch.int64)
+            shape = _shape(entry, part, self._widest)
+            for size, stored, axis in zip(shape, entry.shape, entry.axes, strict=True):
+                place = torch.arange(size)
+                if axis is not None:
+                    quarter, largest = part.widths[axis] // QUARTERS, self._widest // QUARTERS
+                    place = place // quarter * largest + place % quarter
+                index = (index[:, None] * stored + place).flatten()
+            found.append(entry.offset + index)
+        return torch.cat(found).to(self.weights.device)
+
+
+class _SharedUpdate:
+    """One step of SGD on some networks; on a single one it is that of `WeightUpdate`.
+
+    A weight takes the mean gradient of those of the networks that use it. A weight that none uses
+    stays, and so does its momentum, as PyTorch's SGD passes over parameters without a gradient.
+    """
+
+    def __init__(self, shared: SharedWeights, config: TrainConfig):
+        self.shared = shared
+        self.config = config
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+        self.bfloat16 = uses_bfloat16(config.precision, shared.weights.device)
+        self.momentum = torch.zeros_like(shared.weights, requires_grad=False)
+
+    def __call__(
+        self, specs: Sequence[NetworkSpec], images: Tensor, labels: Tensor, rate: float
+    ) -> Tensor:
+        """Update the weights and return the networks' mean loss before the update."""
+        self.shared.weights.grad = None
+        users, losses = torch.zeros_like(self.momentum), []
+        for spec in specs:  # one graph at a time, so that memory is that of one network
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16):
+                loss: Tensor = self.criterion(self.shared.logits(spec, images), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+            index = self.shared.index(spec)
+            users.index_add_(0, index, users.new_ones(len(index)))
+        self._descend(users, rate)
+        return torch.stack(losses).mean()
+
+    @torch.no_grad()
+    def _descend(self, users: Tensor, rate: float) -> None:
+        weights, config = self.shared.weights, self.config
+        cast(Tensor, weights.grad).div_(users.clamp(min=1))
+        nn.utils.clip_grad_norm_(weights, config.grad_clip)
+        slope = cast(Tensor, weights.grad).add_(weights, alpha=config.weight_decay)
+        used = (users > 0).to(slope.dtype)
+        self.momentum.lerp_(config.momentum * self.momentum + slope, used)
+        # Nesterov's step, in the form of PyTorch's SGD.
+        weights.addcmul_(used, slope + config.momentum * self.momentum, value=-rate)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the weights and the momentum."""
+        return {"weights": self.shared.weights.detach(), "momentum": self.momentum}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.shared.weights.copy_(state["weights"])
+        self.momentum.copy_(state["momentum"])
+
+
+def train_shared(
+    shared: SharedWeights,
+    dataset: Dataset,
+    config: SharedWeightsConfig,
+    recipe: TrainConfig,
+    *,
+    seed: int,
+    augment: AugmentConfig,
+    fits: Callable[[Genome], bool] = lambda genome: True,
+    checkpoint: Path | None = None,
+    on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
+) -> None:
+    """Train the store in place on `search_train`.
+
+    Args:
+        shared: The store, on the device of `dataset`.
+        dataset: Its `search_train` is all that is read.
+        config: Sampling and epochs; one costs `networks_per_step` epochs of a network.
+        recipe: The rest of the recipe; its own epochs do not count.
+        seed: Of the images' order and augmentation, and of the networks that are sampled.
+        augment: Random changes to the images.
+        fits: Whether a network is worth training, as those over a hard budget are not.
+        checkpoint: Written after every epoch; a training that finds one goes on from it and ends
+            as if it had not stopped.
+        on_epoch: Called with the number of epochs done and the epoch's mean loss.
+
+    Raises:
+        TrainingError: If the loss of an epoch is not finite.
+        InputError: If the checkpoint is damaged or of another store.
+    """
+    split = dataset.search_train
+    update = _SharedUpdate(shared, recipe)
+    start = 0
+    state = load_checkpoint(checkpoint) if checkpoint else None
+    if state is not None:
+        if state["update"]["weights"].shape != shared.weights.shape:
+            raise InputError(
+                f"{checkpoint}: expected {len(shared.weights)} shared weights, "
+                f"got {len(state['update']['weights'])}; delete it to start this step anew"
+            )
+        update.load_state_dict(state["update"])
+        start = state["epoch"]
+    steps = max(1, len(split) // recipe.batch_size)
+    for epoch in range(start, config.epochs):
+        rng = np.random.default_rng(seed * SEEDS_PER_RUN + epoch)
+        sampled = sampled_steps(shared.space, config, rng, fits)
+        stream = batches(split, recipe.batch_size, epoch_generator(seed, epoch), augment)
+        losses = []
+        for step, (images, labels) in enumerate(stream):
+            progress = (epoch + (step + 1) / steps) / (config.epochs + 1 / steps)
+            rate = recipe.learning_rate * cosine(progress, recipe.warmup)
+            losses.append(update(next(sampled), images, labels, rate))
+        mean_loss = float(torch.stack(losses).mean())
+        if not math.isfinite(mean_loss):
+            raise TrainingError(f"the loss is {mean_loss} in epoch {epoch + 1}")
+        if checkpoint:
+            save_checkpoint(checkpoint, {"update": update.state_dict(), "epoch": epoch + 1})
+        on_epoch(epoch + 1, mean_loss)
+
+
+def train_shared_weights(
+    problem: NetworkProblem, config: SharedWeightsConfig, training: TrainingContext, path: Path
+) -> str | None:
+    """Train the weights of a problem's networks into `path`, unless they are there.
+
+    A killed training goes on from its checkpoint.
+
+    Returns:
+        Why it failed, None when it did not.
+    """
+    if path.exists():
+        return None
+    dataset = worker_dataset(training.data, training.data_seed, training.device)
+    shared = SharedWeights(
+        problem.space,
+        problem.cells,
+        problem.image_shape,
+        problem.classes,
+        seed=training.data_seed,
+    ).to(training.device)
+    log = MetricsLog(training.metrics, "networks", "shared weights")
+    began, checkpoint = time.perf_counter(), path.with_suffix(".ckpt")
+    try:
+        train_shared(
+            shared,
+            dataset,
+            config,
+            training.recipe,
+            seed=training.data_seed,
+            augment=training.data.augment,
+            fits=lambda genome: bool(problem.excess([genome])[0] <= 0),
+            checkpoint=checkpoint,
+            on_epoch=lambda epoch, loss: log.write(epoch=epoch, loss=loss),
+        )
+    except torch.AcceleratorError:
+        raise  # the device is broken for this process
+    except (RuntimeError, MemoryError) as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    shared.save(path)
+    checkpoint.unlink(missing_ok=True)
+    log.write(seconds=time.perf_counter() - began)
+    return None
+
+
+def sampled_steps(
+    space: GenomeSpace,
+    config: SharedWeightsConfig,
+    generator: np.random.Generator,
+    fits: Callable[[Genome], bool] = lambda genome: True,
+) -> Iterator[list[NetworkSpec]]:
+    """Yield the networks of one step after the other, without end.
+
+    A network that does not fit keeps its blocks and draws other sizes; where none of many draws
+    fits, it takes the smallest.
+    """
+    ends = 2 * space.stages
+    largest = space.upper[:ends]
+    decks = [_deck(int(top) + 1, generator) for top in space.upper[ends:]]
+    while True:
+        step = []
+        for number in range(config.networks_per_step):
+            blocks = [next(deck) for deck in decks]
+            fixed = [size * largest for size in SIZES[config.sampling][number : number + 1]]
+            draws = (generator.integers(0, largest + 1) for _ in range(DRAWS))
+            genomes = ((*map(int, sizes), *blocks) for sizes in (*fixed, *draws))
+            genome = next(filter(fits, genomes), (*[0] * ends, *blocks))
+            step.append(space.decode(genome))
+        yield step
+
+
+def _deck(cards: int, generator: np.random.Generator) -> Iterator[int]:
+    """Deal 0..cards - 1 in random order, shuffled anew whenever all are dealt."""
+    while True:
+        yield from map(int, generator.permutation(cards))
+
+
+def calibrate(network: nn.Module, dataset: Dataset, images: int) -> None:
+    """Measure the statistics of a network's BatchNorms anew, on `images` of `search_train`.
+
+    They become the means over batches of the same images, not augmented, for every network.
+    """
+    norms = _batch_norms(network)
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean of all batches
+    network.train()
+    split = dataset.search_train
+    images = min(images, len(split))
+    count = -(-images // CALIBRATION_BATCH)
+    size = images // count
+    with torch.no_grad():
+        stream = batches(split, size, torch.Generator().manual_seed(0))
+        for _, (batch, _labels) in zip(range(count), stream, strict=False):
+            network(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def score(
+    shared: SharedWeights, spec: NetworkSpec, dataset: Dataset, calibration_images: int
+) -> float:
+    """Return the accuracy in [0, 1] on `search_valid` of a network with shared weights.
+
+    Deterministic; the store stays as it is.
+
+    Args:
+        shared: The trained store, on the device of `dataset`.
+        spec: The network.
+        dataset: Its `search_train` calibrates, its `search_valid` is judged on.
+        calibration_images: See `calibrate`.
+
+    Raises:
+        InputError: If the network is not in the space.
+        TrainingError: If a logit is not finite.
+    """
+    network = shared.network(spec)
+    calibrate(network, dataset, calibration_images)
+    return accuracy(network, dataset.search_valid)
+
+
+@dataclass(frozen=True)
+class SharedContext:
+    """What all scorings of a run have in common; small, since it is sent to the workers."""
+
+    data: DataConfig
+    data_seed: int
+    weights: Path
+    calibration_images: int
+    device: str
+    metrics: Path
+
+
+def estimate_shared(record: ModelRecord, spec: NetworkSpec, context: SharedContext) -> ModelRecord:
+    """Return `record` with the accuracy of `score`, for a worker process.
+
+    A network that does not fit into memory or has logits that are not finite comes back with the
+    reason as its `failure` and no accuracy.
+
+    Raises:
+        InputError: If the weights cannot be read, or the network is not in their space.
+    """
+    began = time.perf_counter()
+    dataset = worker_dataset(context.data, context.data_seed, context.device)
+    shared = _worker_weights(context.weights, context.weights.stat().st_mtime_ns, context.device)
+    try:
+        found = score(shared, spec, dataset, context.calibration_images)
+        record = replace(record, valid_accuracy=found)
+    except torch.AcceleratorError:
+        raise  # the device is broken for this process: no fault of the candidate
+    except (RuntimeError, MemoryError) as error:  # torch's out-of-memory is the first
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        record = replace(record, failure=reason[:300])
+    MetricsLog(context.metrics, "networks", record.id).write(
+        valid_accuracy=record.valid_accuracy, seconds=time.perf_counter() - began
+    )
+    return record
+
+
+@functools.lru_cache(maxsize=1)
+def _worker_weights(path: Path, changed_ns: int, device: str) -> SharedWeights:
+    """Load shared weights onto a device, once per process and state of the file."""
+    return SharedWeights.load(path).to(device)
+
+
+def _check(space: GenomeSpace, cells: Mapping[str, Cell]) -> None:
+    odd = [width for width in space.widths if width % QUARTERS]
+    if odd:
+        raise InputError(f"shared weights need widths that are multiples of 4, got {odd}")
+    for name in (*space.normal, *space.reduction):
+        cell = cells[name]
+        if cell.output != "concat" or cell.inputs != 2:
+            raise InputError(
+                f"block {name}: shared weights need cells of 2 inputs that concatenate their "
+                f"nodes, got {cell.inputs} and output {cell.output!r}"
+            )
+
+
+def _part(name: str, key: str, inputs: Sequence[tuple[int, int]], channels: int) -> _Part:
+    (first_nodes, first), (second_nodes, second) = inputs
+    return _Part(name, key, (first_nodes, second_nodes), (first, second, channels))
+
+
+def _shape(entry: _Entry, part: _Part, widest: int) -> tuple[int, ...]:
+    """Return the shape that a stored parameter has in a part of a network."""
+    sizes = []
+    for stored, axis in zip(entry.shape, entry.axes, strict=True):
+        if axis is None:
+            sizes.append(stored)
+        elif axis == OWN:
+            sizes.append(stored * part.widths[OWN] // widest)
+        else:
+            sizes.append(part.nodes[axis] * part.widths[axis])
+    return tuple(sizes)
+
+
+def _cell(
+    cell: Cell, reduction: bool, halve_first: bool, widths: tuple[int, int, int]
+) -> DiscreteCell:
+    first, second, channels = widths
+    return DiscreteCell(
+        cell, (first, second), channels, reduction=reduction, halve_first=halve_first
+    )
+
+
+def _axes(build: Callable[[tuple[int, int, int]], nn.Module]) -> dict[str, Axes]:
+    """Find which width each axis of a module's parameters follows, by doubling one at a time."""
+
+    def shapes(widths: Sequence[int]) -> dict[str, torch.Size]:
+        with torch.device("meta"):
+            module = build((widths[0], widths[1], widths[2]))
+        return {name: parameter.shape for name, parameter in module.named_parameters()}
+
+    usual = shapes(PROBE)
+    doubled = [
+        shapes([size * (1 + (axis == other)) for other, size in enumerate(PROBE)])
+        for axis in (FIRST, SECOND, OWN)
+    ]
+    return {
+        name: tuple(
+            next((axis for axis in (FIRST, SECOND, OWN) if doubled[axis][name][i] != size), None)
+            for i, size in enumerate(shape)
+        )
+        for name, shape in usual.items()
+    }
+
+
+def _body(placed: PlacedCell, halve_first: bool, number: int) -> DiscreteCell:
+    """A cell without weights, to be run on slices; its number keeps equal cells apart."""
+    c = placed.channels
+    with torch.device("meta"):
+        cell = _cell(cast(Cell, placed.cell), placed.reduction, halve_first, (c, c, c))
+    _forget_statistics(cell)
+    return cell
+
+
+def _forget_statistics(module: nn.Module) -> None:
+    """Let BatchNorms use their batch only: shared statistics would mix those of all networks."""
+    for norm in _batch_norms(module):
+        norm.track_running_stats = False
+        norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+
+
+def _batch_norms(module: nn.Module) -> list[nn.BatchNorm2d]:
+    return [one for one in module.modules() if isinstance(one, nn.BatchNorm2d)]

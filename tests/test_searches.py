@@ -1,0 +1,356 @@
+"""The contract of every network search, on an enumerated space whose accuracy is a formula."""
+
+import itertools
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from analytic import (
+    CELLS,
+    CLASSES,
+    EPOCHS,
+    RECIPE,
+    SHAPE,
+    SPACE,
+    TINY,
+    accuracy,
+    every_record,
+    files,
+    genomes_of,
+    learn,
+    problem_of,
+    replace_training,
+    run,
+)
+
+from blocksearch.library import BlockLibrary, FoundCell
+from blocksearch.space import NORMAL, REDUCTION
+from evaluation.data import DataConfig
+from evaluation.parallel import Workers
+from evaluation.pareto import Budgets, pareto_set
+from evaluation.records import Archive
+from evaluation.training import TrainingContext
+from netsearch.engine import Batch, SearchConfig, run_search
+from netsearch.latency import LatencyTable, parts
+from netsearch.problem import NetworkProblem
+from netsearch.search import Images, NetSearchConfig, NetworkStage, hypervolume_box
+from netsearch.searches import LABELS, SEARCHES
+
+ALL = pytest.mark.parametrize("name", list(SEARCHES))
+LATENCY_MS = 0.01
+
+
+class Killed(Exception):
+    """Stands for a kill."""
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Replace the training by a formula; (id, epochs) of what is trained are listed."""
+    return replace_training(monkeypatch)
+
+
+def spent(batches):
+    return sum(len(batch.genomes) * batch.fidelity for batch in batches)
+
+
+def least_params(space):
+    return int(problem_of(space).extremes("params")[0])
+
+
+def test_every_search_has_a_label_and_a_name_that_a_config_may_give():
+    for name in SEARCHES:
+        assert LABELS[name]
+        assert SearchConfig(search=name, evaluations=4, population=4).search == name
+
+
+@ALL
+@pytest.mark.parametrize(
+    ("evaluations", "population"), [(4, 12), (12, 12), (37, 12), (60, 12), (61, 5)]
+)
+def test_a_search_spends_what_it_may_on_networks_that_are_distinct_and_new(
+    tmp_path, trained, name, evaluations, population
+):
+    batches, problem = [], problem_of()
+    sizes = {"evaluations": evaluations, "population": population}
+    records = run(tmp_path, name, problem, on_batch=batches.append, **sizes)
+    assert evaluations - 1 < spent(batches) <= evaluations + 1e-9
+    asked = [(problem.id(g), batch.fidelity) for batch in batches for g in batch.genomes]
+    assert len(asked) == len(set(asked)) == len(trained)
+    assert {id for id, fidelity in asked if fidelity == 1} == {r.id for r in records}
+    assert records and all(0 < batch.fidelity <= 1 for batch in batches)
+
+
+@ALL
+def test_the_same_seed_gives_the_same_archive_and_another_seed_another(tmp_path, trained, name):
+    run(tmp_path / "a", name, problem_of(), seed=4)
+    np.random.seed(0)  # global random state must not matter
+    run(tmp_path / "b", name, problem_of(), seed=4)
+    run(tmp_path / "c", name, problem_of(), seed=5)
+    assert files(tmp_path / "a") == files(tmp_path / "b") != files(tmp_path / "c")
+
+
+@ALL
+def test_a_resumed_search_ends_with_the_archives_of_the_unbroken_one(tmp_path, trained, name):
+    run(tmp_path / "unbroken", name, problem_of())
+    total = len(trained)
+    for killed_after in (1, 11, 12, 13, 31, total // 2, total - 1):
+        trained.clear()
+
+        def kill(record, last=killed_after):
+            if len(trained) == last:
+                raise Killed
+
+        broken = tmp_path / str(killed_after)
+        with pytest.raises(Killed):
+            run(broken, name, problem_of(), on_record=kill)
+        lines = sum(archive.count(b"\n") for archive in files(broken).values())
+        assert lines == len(trained) == killed_after
+        run(broken, name, problem_of())
+        assert files(broken) == files(tmp_path / "unbroken")
+        assert len(trained) == len(set(trained)) == total
+
+
+@ALL
+def test_a_finished_search_trains_nothing_when_called_again(tmp_path, trained, name):
+    run(tmp_path, name, problem_of())
+    before = files(tmp_path)
+    trained.clear()
+    run(tmp_path, name, problem_of())
+    assert trained == [] and files(tmp_path) == before
+
+
+def fails(genome):
+    return genome[2] == 0  # all that are narrow in stage one, the cheapest of the space
+
+
+@ALL
+def test_failed_networks_never_stand_on_the_front_and_the_search_goes_on(
+    tmp_path, monkeypatch, name
+):
+    def estimate(record, build, context):
+        failed = replace(record, failure="RuntimeError: out of memory")
+        return failed if fails(record.genome) else learn(record, build, context)
+
+    calls = replace_training(monkeypatch, estimate)
+    batches, lines = [], []
+    records = run(
+        tmp_path, name, problem_of(), on_batch=batches.append, say=lines.append, evaluations=100
+    )
+    asked = [genome for batch in batches for genome in batch.genomes]
+    assert len(calls) == len(asked) and any(fails(genome) for genome in asked)
+    assert lines == [] and spent(batches) > 99
+    for record in records:
+        assert (record.valid_accuracy is None) == fails(record.genome) == bool(record.failure)
+    front = pareto_set(records)
+    assert len(front) > 3 and not any(fails(record.genome) for record in front)
+
+
+@ALL
+def test_a_search_of_nothing_but_failures_ends_with_an_empty_front(tmp_path, monkeypatch, name):
+    replace_training(monkeypatch, lambda r, build, context: replace(r, failure="RuntimeError: no"))
+    batches = []
+    records = run(tmp_path, name, problem_of(), on_batch=batches.append, evaluations=30)
+    assert 29 < spent(batches) <= 30 + 1e-9
+    assert pareto_set(records) == []
+
+
+@ALL
+def test_a_search_ends_when_its_space_is_exhausted_and_says_so(tmp_path, trained, name):
+    lines, batches = [], []
+    sizes = {"evaluations": 100, "population": 8}
+    records = run(
+        tmp_path, name, problem_of(TINY), say=lines.append, on_batch=batches.append, **sizes
+    )
+    assert {g for batch in batches for g in batch.genomes} == set(genomes_of(TINY))
+    assert len(lines) == 1 and f"no new network comes up after {len(trained)}:" in lines[0]
+    assert "the space within the budgets is small" in lines[0]
+    assert least_params(TINY) == min(record.cost.params for record in records)
+
+
+@ALL
+def test_a_search_with_one_network_within_the_budget_finds_it_and_ends(tmp_path, trained, name):
+    lines = []
+    bounded = problem_of(TINY, Budgets(max_params=least_params(TINY)))
+    records = run(tmp_path, name, bounded, say=lines.append)
+    assert [r.cost.params for r in records] == [least_params(TINY)]
+    assert len(lines) == 1 and f"no new network comes up after {len(trained)}:" in lines[0]
+    assert {id for id, _ in trained} == {records[0].id}
+
+
+@ALL
+def test_a_search_with_no_network_within_the_budget_asks_for_none(tmp_path, trained, name):
+    lines = []
+    bounded = problem_of(TINY, Budgets(max_params=least_params(TINY) - 1))
+    assert run(tmp_path, name, bounded, say=lines.append) == [] == trained
+    assert "no new network comes up after 0:" in lines[0]
+
+
+@ALL
+@pytest.mark.parametrize("cost", ["params", "flops", "bits"])
+def test_nothing_over_a_hard_budget_is_evaluated(tmp_path, trained, name, cost):
+    free, batches = problem_of(), []
+    amounts = {genome: free.cost(genome).count(cost) for genome in genomes_of(SPACE)}
+    budget = int(np.quantile([*amounts.values()], 0.2))
+    bounded = problem_of(budgets=Budgets(**{f"max_{cost}": budget}), costs=(cost,))
+    run(tmp_path, name, bounded, on_batch=batches.append)
+    asked = [genome for batch in batches for genome in batch.genomes]
+    assert spent(batches) > 59 and len(asked) == len(trained)
+    assert max(amounts[genome] for genome in asked) <= budget < max(amounts.values())
+
+
+def latency_table():
+    """Milliseconds that grow with channels and pixels, but not as params or FLOPs do."""
+    free = problem_of()
+    names = {name for g in genomes_of(SPACE) for name, _ in parts(free.stack(g))}
+    parts_ms = {name: LATENCY_MS * (1 + number) for number, name in enumerate(sorted(names))}
+    return LatencyTable(parts_ms, SHAPE, CLASSES, {})
+
+
+@ALL
+@pytest.mark.parametrize(
+    "costs", [("params", "flops"), ("params", "flops", "bits"), ("params", "flops", "latency_ms")]
+)
+def test_three_and_four_objectives_are_searched_as_well(tmp_path, trained, name, costs):
+    table = latency_table() if "latency_ms" in costs else None
+    problem = NetworkProblem(SPACE, CELLS, SHAPE, CLASSES, Budgets(), costs, table)
+    every = [
+        replace(record, cost=problem.cost(record.genome))
+        for record in every_record()
+    ]
+    box, batches = hypervolume_box(problem), []
+    records = run(tmp_path, name, problem, on_batch=batches.append, evaluations=80)
+    assert 79 < spent(batches) <= 80 + 1e-9
+    for cost in costs:  # the ends of the front that are known beforehand
+        least = min(record.cost.count(cost) for record in every)
+        assert min(record.cost.count(cost) for record in records) == least
+    assert box.hypervolume(records) >= 0.8 * box.hypervolume(every)
+
+
+def shares(folder, name, seeds, evaluations):
+    """Return which shares of the whole space's hypervolume the seeds reach."""
+    problem = problem_of()
+    box = hypervolume_box(problem)
+    exact = box.hypervolume(every_record())
+    found = [
+        run(folder / f"{name}-{seed}", name, problem, seed=seed, evaluations=evaluations)
+        for seed in range(seeds)
+    ]
+    return np.array([box.hypervolume(records) for records in found]) / exact
+
+
+@ALL
+def test_a_search_nears_the_front_of_an_enumerated_space(tmp_path, trained, name):
+    reached = shares(tmp_path, name, seeds=3, evaluations=80)
+    assert reached.min() >= 0.85 and reached.mean() >= 0.9
+
+
+def test_the_surrogate_is_nearer_in_60_evaluations_than_random_search_ever_is(tmp_path, trained):
+    drawn = shares(tmp_path, "random", seeds=5, evaluations=60)
+    modelled = shares(tmp_path, "surrogate", seeds=5, evaluations=60)
+    assert modelled.min() > drawn.max() > drawn.mean()
+
+
+@pytest.mark.parametrize(("eta", "rungs"), [(3, 3), (2, 4), (5, 2)])
+def test_halving_spends_as_much_on_every_rung_and_promotes_one_in_eta(
+    tmp_path, trained, eta, rungs
+):
+    batches = []
+    sizes = {"evaluations": 12 * rungs, "eta": eta, "rungs": rungs}
+    run(tmp_path, "halving", problem_of(), on_batch=batches.append, **sizes)
+    assert [round(1 / batch.fidelity) for batch in batches] == [
+        eta**rung for rung in reversed(range(rungs))
+    ]
+    assert [len(batch.genomes) for batch in batches] == [
+        12 * eta**rung for rung in reversed(range(rungs))
+    ]
+    for lower, upper in itertools.pairwise(batches):
+        assert set(upper.genomes) < set(lower.genomes)
+
+
+def test_halving_promotes_no_network_that_is_beaten_while_it_passes_over_one_that_is_not(
+    tmp_path, trained
+):
+    batches, problem = [], problem_of()
+    run(tmp_path, "halving", problem, on_batch=batches.append, evaluations=36)
+    for lower, upper in itertools.pairwise(batches):
+        records = {r.genome: r for r in Archive(tmp_path / str(lower.fidelity))}
+        front = {r.genome for r in pareto_set([*records.values()])}
+        assert len(front) > 3
+        assert set(upper.genomes) <= front or front <= set(upper.genomes)
+
+
+def stage(folder, **changes):
+    found = [
+        FoundCell(cell, NORMAL if name in SPACE.normal else REDUCTION, "search", 0.5)
+        for name, cell in CELLS.items()
+    ]
+    fields = {
+        "search": "halving",
+        "depths": SPACE.depths,
+        "widths": SPACE.widths,
+        "max_params": None,
+        "max_flops": None,
+        "costs": ("params",),
+        "population": 12,
+        "evaluations": 40,
+        "random_search": True,
+        "train": RECIPE,
+        **changes,
+    }
+    training = TrainingContext(DataConfig(name="digits"), 0, RECIPE, "cpu", folder / "metrics")
+    return NetworkStage(
+        NetSearchConfig(**fields),
+        BlockLibrary.from_found(found, SHAPE[1:]),
+        Images(SHAPE, CLASSES),
+        training,
+        folder,
+        Workers(1),
+    )
+
+
+def test_halving_trains_for_fewer_epochs_on_lower_rungs_and_archives_them_apart(tmp_path, trained):
+    outcome = stage(tmp_path).run()
+    archives = {path.stem: Archive(path) for path in tmp_path.glob("*.jsonl")}
+    rungs = {"archive-1-epochs": 1, "archive-3-epochs": 3, "archive": EPOCHS}
+    assert set(archives) == {*rungs, "random"}
+    drawn = {r.id for r in archives["random"]}
+    for name, epochs in rungs.items():
+        ids = {id for id, of in trained if of == epochs}
+        assert ids - drawn <= {r.id for r in archives[name]} <= ids
+        for record in archives[name]:
+            assert record.valid_accuracy == accuracy(record.genome, epochs)
+    assert len(archives["archive-1-epochs"]) > len(archives["archive-3-epochs"])
+    full = sum(len(archives[name]) * epochs / EPOCHS for name, epochs in rungs.items())
+    assert 39 < full <= 40 and len(drawn) == 40
+    # Random search takes over the full evaluations, and those alone.
+    assert Counter(trained).most_common(1)[0][1] == 1
+    assert all(r.valid_accuracy == accuracy(r.genome) for r in archives["random"])
+    assert set(outcome.front) == set(pareto_set([*archives["archive"]]))
+    assert set(outcome.hypervolume) == {LABELS["halving"], LABELS["random"]}
+
+
+@ALL
+def test_stage_two_called_again_trains_nothing_and_ends_with_the_same(tmp_path, trained, name):
+    first = stage(tmp_path, search=name)
+    outcome = first.run()
+    assert len(trained) == first.evaluated - (name == "random") * len(Archive(first.folder / "x"))
+    trained.clear()
+    again = stage(tmp_path, search=name)
+    assert again.run() == outcome and trained == []
+    assert again.evaluated == first.evaluated
+
+
+def test_a_search_that_asks_for_nothing_is_told_what_is_left_over():
+    class Half:
+        def ask(self, left):
+            return Batch(((0,),), 0.5) if left > 1 else Batch(())
+
+        def tell(self, batch, errors):
+            self.errors = errors
+
+    lines, search = [], Half()
+    run_search(search, lambda batch: np.array([0.25]), 4.8, lines.append)
+    assert lines == ["no new network comes up after 8: 0.80 of an evaluation is left over"]
+    assert search.errors == [0.25]
