@@ -30,7 +30,7 @@ def main(folder: Path) -> None:
             max(params) >= LEAST_FACTOR * min(params),
         ),
         (f"best mean test accuracy: {best:.4f}", best >= LEAST_ACCURACY),
-        (f"hypervolume: {hypervolume}", {"NSGA-II", "random search"} <= set(hypervolume)),
+        (f"hypervolume: {hypervolume}", len(hypervolume) == 2 and "random search" in hypervolume),
     ]
     for fact, holds in facts:
         print("ok  " if holds else "FAIL", fact)

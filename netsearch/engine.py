@@ -21,11 +21,12 @@ class SearchConfig(BaseModel):
     Attributes:
         search: Which one.
         evaluations: Full evaluations; those at a lower fidelity count as their part of one.
-        population: Networks of the first generation, and of each one of `nsga2` and `smem`.
+        population: Networks of the first generation, and of each one of `nsga2`; `surrogate` and
+            `smem` evaluate half of it in each later one.
         crossover: Probability of uniform crossover.
         mutation: Probability of a new value, per gene; None is 1 / genes.
         model: What predicts the errors in `surrogate`.
-        candidates: Children of the front that a model judges for each generation.
+        candidates: Children that a model judges for each generation.
         rungs: Fidelities of `halving`.
         eta: Of the networks on a rung of `halving`, one in so many is promoted.
     """

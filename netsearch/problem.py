@@ -211,13 +211,14 @@ def sample_sizes(
     The cheapest of the space by each cost come first: one end of the front, known beforehand.
 
     Returns:
-        At most `count` distinct genomes within the hard budgets, and some that are over them.
+        Genomes of at most `count` distinct networks within the hard budgets, and of some over them.
     """
-    chosen: dict[Genome, bool] = {}
-    over: dict[Genome, bool] = {}
+    chosen: dict[str, Genome] = {}
+    over: dict[str, Genome] = {}
 
     def sort_in(genome: Genome) -> None:
-        (chosen if problem.excess([genome])[0] <= 0 else over)[genome] = True
+        allowed = problem.excess([genome])[0] <= 0
+        (chosen if allowed else over).setdefault(problem.id(genome), genome)
 
     for genome in problem.cheapest()[:count]:
         sort_in(genome)
@@ -227,4 +228,4 @@ def sample_sizes(
         if len(chosen) == count:
             break
         sort_in(problem.genes.random_of_size(attempt % drawn / max(drawn - 1, 1), generator))
-    return [*chosen], [*over]
+    return [*chosen.values()], [*over.values()]

@@ -25,6 +25,7 @@ from netsearch.problem import KINDS, SIZES, Floats, Genes, Genome
 DATASETS = {"cifar10": "c10", "cifar100": "c100", "imagenet16": "in16"}
 COUNTS = ("params", "flops")
 NATS_WIDTHS = 8
+LOW_FIDELITY = 1 / 17  # 12 of 200 epochs, about
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class TableProblem:
 
     def id(self, genome: Genome) -> str:
         """Return the genes as text."""
-        return ",".join(map(str, genome))
+        return repr(genome)
 
     def cheapest(self) -> list[Genome]:
         """Return for each cost the genome with the least of it."""
@@ -113,12 +114,26 @@ class TableProblem:
 
         The reference point holds the table's worst error and largest costs; axes are linear.
         """
-        errors = self.reported if reported and self.reported is not None else self.errors
-        points = np.column_stack([errors, self.table_costs])
-        scale = points.max(axis=0)
-        indicator = HV(ref_point=np.ones(len(scale)))
-        found = float(indicator(points[self.row(genomes)] / scale))
-        return found / float(indicator(_front(points) / scale))
+        steers = self.reported is None or not reported
+        points, scale, whole = self._steering if steers else self._reporting
+        found = HV(ref_point=np.ones(len(scale)))(points[self.row(genomes)] / scale)
+        return float(found) / whole
+
+    @cached_property
+    def _steering(self) -> tuple[Floats, Floats, float]:
+        return _measured(self.errors, self.table_costs)
+
+    @cached_property
+    def _reporting(self) -> tuple[Floats, Floats, float]:
+        assert self.reported is not None
+        return _measured(self.reported, self.table_costs)
+
+
+def _measured(errors: Floats, costs: Floats) -> tuple[Floats, Floats, float]:
+    """Return all points (N, M), their largest values, and the hypervolume of their front."""
+    points = np.column_stack([errors, costs])
+    scale = points.max(axis=0)
+    return points, scale, float(HV(ref_point=np.ones(len(scale)))(_front(points) / scale))
 
 
 def _front(points: Floats) -> Floats:
@@ -212,7 +227,9 @@ def nb201(
         raise InputError(f"{path}: expected {nas_bench_201.CELLS} cells in the column ops")
     genomes = np.array([[int(digit) for digit in code] for code in codes])
     genes = Genes(np.full(6, len(nas_bench_201.OPS) - 1), ((KINDS, 6),))
-    error, reported, low = (short, long, None) if epochs == 12 else (long, None, (12 / 200, short))
+    error, reported, low = (
+        (short, long, None) if epochs == 12 else (long, None, (LOW_FIDELITY, short))
+    )
     table_costs = _costs(folder, genomes, costs)
     return TableProblem(genes, genomes, error, table_costs, reported, low, _without_dead(genomes))
 

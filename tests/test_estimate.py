@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,8 +17,10 @@ from evaluation.parallel import WorkerDied, Workers
 from evaluation.pareto import Budgets
 from evaluation.records import Archive, Cost, ModelRecord
 from evaluation.training import TrainConfig, TrainingContext
-from netsearch.estimate import Evaluator, estimate
+from netsearch.engine import Batch
+from netsearch.estimate import Evaluator, ProxyTraining, estimate, proxy_epochs
 from netsearch.genome import GenomeSpace
+from netsearch.problem import NetworkProblem
 
 SPACE = GenomeSpace(2, depths=(1, 2), widths=(4, 8), normal=("n0", "n1"), reduction=("r0",))
 SMALL, LARGE = (0,) * 7, (1, 1, 1, 1, 0, 0, 0)
@@ -84,32 +87,35 @@ def linear():
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Replace the training; the ids of what would be trained are listed."""
-    ids = []
+    """Replace the training; the id and the epochs of what would be trained are listed."""
+    calls = []
 
     def fake(record, build, context):
-        ids.append(record.id)
+        calls.append((record.id, context.recipe.epochs))
         return replace(record, valid_accuracy=0.5)
 
     monkeypatch.setattr(netsearch.estimate, "estimate", fake)
-    return ids
+    return calls
 
 
-def evaluator_of(**changes):
+def problem_of(budgets=None):
     generator, space = random.Random(0), SearchSpace(LIGHT_OPS, nodes=2)
     normal, reduction = space.random_cell(generator), space.random_cell(generator)
-    fields = {
-        "space": SPACE,
-        "cells": {"n0": normal, "n1": normal, "r0": reduction},
-        "image_shape": (1, 8, 8),
-        "classes": 10,
-        "budgets": Budgets(),
-        "context": None,
-        "seed": 7,
-        "workers": Workers(1),
-        **changes,
-    }
-    return Evaluator(**fields)
+    cells = {"n0": normal, "n1": normal, "r0": reduction}
+    return NetworkProblem(SPACE, cells, (1, 8, 8), 10, budgets or Budgets())
+
+
+@pytest.fixture
+def evaluator_of(tmp_path):
+    def make(problem=None, *, workers=1, **changes):
+        method = ProxyTraining(context(tmp_path, batch_size=64))
+        return Evaluator(problem or problem_of(), method, 7, Workers(workers), **changes)
+
+    return make
+
+
+def full(*genomes):
+    return Batch(genomes)
 
 
 def test_the_accuracy_is_that_on_unseen_validation_images(tiny_data, tmp_path):
@@ -178,24 +184,26 @@ def test_a_bug_is_no_failure_of_a_network(tiny_data, tmp_path):
         estimate(BLANK, build, context(tmp_path))
 
 
-def test_a_found_network_learns_the_digits(tmp_path):
+def test_a_found_network_learns_the_digits(tmp_path, evaluator_of):
     archive = Archive(tmp_path / "archive.jsonl")
-    trainer = context(tmp_path, batch_size=64)
-    evaluator_of(context=trainer).evaluate([SMALL], archive)
+    errors = evaluator_of().evaluate(full(SMALL), archive)
     (record,) = archive
     assert record.failure is None
     assert 0.5 < record.valid_accuracy < 1  # chance is 0.1
+    assert errors == [1 - record.valid_accuracy]
     assert (record.genome, record.blocks, record.seed) == (SMALL, ("n0", "r0"), 7)
-    assert record.cost == evaluator_of().cost(SMALL) and record.test_accuracy == ()
+    assert record.cost == problem_of().cost(SMALL) and record.test_accuracy == ()
 
 
-def test_one_genome_over_a_budget_keeps_all_of_its_batch_from_training(tmp_path, trained):
+def test_one_genome_over_a_budget_keeps_all_of_its_batch_from_training(
+    tmp_path, trained, evaluator_of
+):
     archive = Archive(tmp_path / "a")
-    limits = Budgets(max_params=evaluator_of().cost(SMALL).params)
-    evaluator = evaluator_of(budgets=limits)
-    assert evaluator.fits(SMALL) and not evaluator.fits(LARGE)
+    problem = problem_of(Budgets(max_params=problem_of().cost(SMALL).params))
+    excess = problem.cost(LARGE).params / problem.cost(SMALL).params - 1
+    assert problem.excess([SMALL, LARGE]) == pytest.approx([0, excess]) and excess > 0
     with pytest.raises(ValueError, match="over budget"):
-        evaluator.evaluate([SMALL, LARGE], archive)
+        evaluator_of(problem).evaluate(full(SMALL, LARGE), archive)
     assert trained == [] and len(archive) == 0
 
 
@@ -208,28 +216,59 @@ def test_excess_is_the_larger_of_two_relative_ones_and_zero_within_both():
     assert Budgets().cost_excess(Cost(10**12, 10**15)) == 0
 
 
-def test_equal_networks_are_trained_once_within_a_batch_and_between_batches(tmp_path, trained):
+def test_equal_networks_are_trained_once_within_a_batch_and_between_batches(
+    tmp_path, trained, evaluator_of
+):
     archive, evaluator = Archive(tmp_path / "a"), evaluator_of()
-    evaluator.evaluate([TWINS[0], TWINS[1], TWINS[0], LARGE], archive)
-    evaluator.evaluate([LARGE, TWINS[1]], archive)
+    errors = evaluator.evaluate(full(TWINS[0], TWINS[1], TWINS[0], LARGE), archive)
+    assert errors.tolist() == [0.5] * 4
+    assert evaluator.evaluate(full(LARGE, TWINS[1]), archive).tolist() == [0.5] * 2
     assert len(archive) == len(trained) == 2
-    assert {evaluator.id(twin) for twin in TWINS} == {trained[0]}
+    assert {evaluator.problem.id(twin) for twin in TWINS} == {trained[0][0]}
 
 
-def test_a_network_of_a_known_archive_is_taken_over_untrained(tmp_path, trained):
+def test_a_network_of_a_known_archive_is_taken_over_untrained(tmp_path, trained, evaluator_of):
     first, second = Archive(tmp_path / "a"), Archive(tmp_path / "b")
-    evaluator_of().evaluate([SMALL], first)
+    evaluator_of().evaluate(full(SMALL), first)
     trained.clear()
     seen = []
     evaluator = evaluator_of(known=(first,), on_record=seen.append)
-    evaluator.evaluate([SMALL, LARGE], second)
-    assert trained == [evaluator.id(LARGE)]
+    evaluator.evaluate(full(SMALL, LARGE), second)
+    assert [id for id, _ in trained] == [evaluator.problem.id(LARGE)]
     assert list(second)[0] == list(first)[0] and len(second) == 2
     assert seen == list(second)
     assert len(first) == 1
 
 
-def test_a_worker_that_dies_becomes_a_failure_of_its_network_alone(tmp_path, monkeypatch):
+def test_a_lower_fidelity_is_its_part_of_the_epochs_and_takes_over_no_full_evaluation(
+    tmp_path, trained, evaluator_of
+):
+    first, second = Archive(tmp_path / "a"), Archive(tmp_path / "b")
+    evaluator = evaluator_of(known=(first,))
+    evaluator.evaluate(full(SMALL), first)
+    evaluator.evaluate(Batch((SMALL,), fidelity=1 / 3), second)
+    assert [epochs for _, epochs in trained] == [3, 1]
+    assert len(first) == len(second) == 1
+
+
+def test_a_lower_fidelity_changes_the_epochs_of_a_proxy_training_and_nothing_else(tmp_path):
+    method, problem = ProxyTraining(context(tmp_path, epochs=12)), problem_of()
+    blank = replace(BLANK, genome=SMALL)
+    whole, part = (method.arguments(blank, problem, fidelity) for fidelity in (1.0, 0.25))
+    assert whole == (blank, problem.stack(SMALL), method.context)
+    assert part == (blank, problem.stack(SMALL), context(tmp_path, epochs=3))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "fidelity", "expected"), [(9, 1, 9), (9, 1 / 9, 1), (10, 1 / 3, 3), (2, 1 / 9, 1)]
+)
+def test_a_proxy_training_has_a_whole_number_of_epochs_at_least_one(epochs, fidelity, expected):
+    assert proxy_epochs(epochs, fidelity) == expected
+
+
+def test_a_worker_that_dies_becomes_a_failure_of_its_network_alone(
+    tmp_path, monkeypatch, evaluator_of
+):
     def tasks_end(function, tasks, workers):
         for number, (key, arguments) in enumerate(tasks.items()):
             record = arguments[0]
@@ -237,10 +276,11 @@ def test_a_worker_that_dies_becomes_a_failure_of_its_network_alone(tmp_path, mon
             yield key, replace(record, valid_accuracy=0.5) if number else died
 
     monkeypatch.setattr(netsearch.estimate, "run_tasks", tasks_end)
-    archive, evaluator = Archive(tmp_path / "a"), evaluator_of(workers=Workers(2))
-    evaluator.evaluate([SMALL, LARGE], archive)
+    archive, evaluator = Archive(tmp_path / "a"), evaluator_of(workers=2)
+    errors = evaluator.evaluate(full(SMALL, LARGE), archive)
+    assert np.isnan(errors[0]) and errors[1] == 0.5
     died, fine = archive
     assert died.valid_accuracy is None and fine.valid_accuracy == 0.5
     assert died.failure == "WorkerDied: A worker process was terminated"
-    assert (died.genome, died.cost, died.seed) == (SMALL, evaluator.cost(SMALL), 7)
+    assert (died.genome, died.cost, died.seed) == (SMALL, problem_of().cost(SMALL), 7)
     assert list(Archive(tmp_path / "a")) == [died, fine]

@@ -1,15 +1,20 @@
 """Every way to search networks, by the name that a config gives it."""
 
-from netsearch.engine import SearchName
+from collections.abc import Callable, Mapping
+
+from netsearch.engine import NetworkSearch, SearchConfig, SearchName
+from netsearch.problem import Problem
 from netsearch.searches.halving import Halving
 from netsearch.searches.nsga2 import Nsga2
 from netsearch.searches.random_search import RandomSearch
+from netsearch.searches.smem import Smem
 from netsearch.searches.surrogate import Surrogate
 
-SEARCHES: dict[str, type[Halving] | type[Nsga2] | type[RandomSearch] | type[Surrogate]] = {
+SEARCHES: Mapping[str, Callable[[Problem, SearchConfig, int], NetworkSearch]] = {
     "random": RandomSearch,
     "nsga2": Nsga2,
     "surrogate": Surrogate,
+    "smem": Smem,
     "halving": Halving,
 }
 LABELS: dict[SearchName, str] = {

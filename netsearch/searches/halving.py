@@ -7,14 +7,13 @@ of drawing anew, is ours.
 """
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
-from pymoo.core.population import Population
-from pymoo.core.problem import Problem as PymooProblem
-from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
 
 from netsearch.engine import Batch, History, SearchConfig
 from netsearch.problem import Floats, Genome, Problem, sample_sizes
+from netsearch.selection import survivors
 from netsearch.variation import children
 
 LEAST_TOP = 2  # networks that the last rung of a round should have at least
@@ -29,6 +28,7 @@ class Halving:
     """Rounds of rungs; of the networks on a rung, one in `eta` is trained `eta` times as long.
 
     A round spends as much on every rung: `population` full evaluations, or what is left of them.
+    Once no new ones come up, those that were not promoted are evaluated in full, the best first.
     """
 
     def __init__(self, problem: Problem, config: SearchConfig, seed: int):
@@ -39,6 +39,7 @@ class Halving:
         self.generator = np.random.default_rng(seed)
         self.history = History(problem)  # of full evaluations
         self.looked_at: set[str] = set()
+        self.passed_over: dict[Genome, float] = {}  # and their last errors, none of them failed
         self.rung = 0
         self.promoted: list[Genome] = []
 
@@ -53,20 +54,30 @@ class Halving:
             self.rung = len(self.fidelities) - 1
             fidelity, count = 1.0, int(left + 1e-9)
         genomes = self._draw(count)
+        if not genomes:
+            self.rung = len(self.fidelities) - 1
+            fidelity, genomes = 1.0, self._best(self.passed_over, int(left + 1e-9))
         self.looked_at.update(map(self.problem.id, genomes))
         return Batch(tuple(genomes), fidelity)
 
     def tell(self, batch: Batch, errors: Floats) -> None:
         """Promote the best, or end the round."""
+        for genome in batch.genomes:
+            self.passed_over.pop(genome, None)
         if batch.fidelity == 1:
             self.history.add(batch.genomes, errors)
             self.rung = 0
             return
-        alive = [g for g, error in zip(batch.genomes, errors, strict=True) if not math.isnan(error)]
-        points = np.column_stack([errors[~np.isnan(errors)], np.log(self.problem.costs(alive))])
-        count = max(1, len(batch.genomes) // self.config.eta)
-        self.promoted = [alive[index] for index in best(points, count, self.generator)]
+        told = dict(zip(batch.genomes, errors.tolist(), strict=True))
+        alive = {genome: error for genome, error in told.items() if not math.isnan(error)}
+        self.passed_over |= alive
+        self.promoted = self._best(alive, max(1, len(told) // self.config.eta))
         self.rung = self.rung + 1 if self.promoted else 0
+
+    def _best(self, errors: Mapping[Genome, float], count: int) -> list[Genome]:
+        genomes = list(errors)
+        points = np.column_stack([[*errors.values()], np.log(self.problem.costs(genomes))])
+        return [genomes[index] for index in survivors(points, count)]
 
     def _draw(self, count: int) -> list[Genome]:
         """Return networks never looked at: spread over sizes, later also children of the front."""
@@ -86,15 +97,3 @@ class Halving:
             drawn = [genome for pair in zip(born, spread, strict=False) for genome in pair]
         fresh = [g for g in self.history.new(drawn) if self.problem.id(g) not in self.looked_at]
         return fresh[:count]
-
-
-def best(points: Floats, count: int, generator: np.random.Generator) -> list[int]:
-    """Return the indices of `count` points (N, M), by rank and then by crowding."""
-    if not len(points):
-        return []
-    problem = PymooProblem(n_var=1, n_obj=points.shape[1])
-    population = Population.new("F", points, "index", np.arange(len(points)))
-    survivors = RankAndCrowding().do(
-        problem, population, n_survive=min(count, len(points)), random_state=generator
-    )
-    return [int(index) for index in survivors.get("index")]

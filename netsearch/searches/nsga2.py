@@ -6,6 +6,7 @@ is told the same again from its seed.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,9 @@ class Nsga2:
         self.stub = PymooProblem(
             n_var=len(upper), n_obj=objectives, n_ieq_constr=1, xl=0, xu=upper, vtype=int
         )
+        population = max(config.population, objectives)  # a network for each direction
         settings = {
-            "pop_size": config.population,
+            "pop_size": population,
             "sampling": SizeSampling(problem),
             "crossover": UX(prob=config.crossover),
             "mutation": RandomReset(prob_var=config.mutation or 1.0 / len(upper)),
@@ -54,21 +56,22 @@ class Nsga2:
         if objectives < CROWDED:
             self.algorithm = NSGA2(**settings)
         else:
-            self.algorithm = UNSGA3(_directions(objectives, config.population), **settings)
+            self.algorithm = UNSGA3(_directions(objectives, population), **settings)
         self.algorithm.setup(self.stub, termination=NoTermination(), seed=seed, verbose=False)
-        self.offspring: Any = None
+        self.offspring = _Offspring(None, [], [], np.zeros(0))
         self.new: dict[str, Genome] = {}
 
     def ask(self, left: float) -> Batch:
         """Return the next offspring that are new and allowed."""
         for _ in range(MAX_BARREN_GENERATIONS):
-            self.offspring = self.algorithm.ask()
-            if self.offspring is None or len(self.offspring) == 0:
+            individuals = self.algorithm.ask()
+            if individuals is None or len(individuals) == 0:
                 break
-            genomes = self._genomes()
-            self.excess = self.problem.excess(genomes)
-            allowed = (g for g, over in zip(genomes, self.excess, strict=True) if over <= 0)
-            self.new = {id: g for g in allowed if (id := self.problem.id(g)) not in self.errors}
+            genomes = [tuple(row) for row in individuals.get("X").tolist()]
+            ids, excess = [*map(self.problem.id, genomes)], self.problem.excess(genomes)
+            self.offspring = _Offspring(individuals, genomes, ids, excess)
+            candidates = zip(ids, genomes, (excess <= 0).tolist(), strict=True)
+            self.new = {id: g for id, g, allowed in candidates if allowed and id not in self.errors}
             if self.new:
                 return Batch(tuple(self.new.values())[: int(left)])
             self._tell()
@@ -76,26 +79,33 @@ class Nsga2:
 
     def tell(self, batch: Batch, errors: Floats) -> None:
         """Let the offspring compete, unless evaluations ended amid them."""
-        self.errors.update(zip(map(self.problem.id, batch.genomes), errors.tolist(), strict=True))
+        self.errors.update(zip(self.new, errors.tolist(), strict=False))
         if len(batch.genomes) == len(self.new):
             self._tell()
 
-    def _genomes(self) -> list[Genome]:
-        return [tuple(row) for row in self.offspring.get("X").tolist()]
-
     def _tell(self) -> None:
         """Tell objectives and violations, all of them finite: one NaN would poison the sort."""
-        genomes = self._genomes()
-        errors = np.array([self.errors.get(self.problem.id(g), math.nan) for g in genomes])
+        offspring = self.offspring
+        errors = np.array([self.errors.get(id, math.nan) for id in offspring.ids])
         failed = np.isnan(errors)
-        violation = np.where(self.excess > 0, self.excess, failed)
+        violation = np.where(offspring.excess > 0, offspring.excess, failed)
         # The logarithm keeps the order and spreads the front evenly over factors of size.
-        costs = np.log(self.problem.costs(genomes))
+        costs = np.log(self.problem.costs(offspring.genomes))
         told = np.column_stack([np.where(failed, FAILED_ERROR, errors), costs])
         assert np.isfinite(told).all() and np.isfinite(violation).all()
         answers = StaticProblem(self.stub, F=told, G=violation[:, None].astype(float))
-        PymooEvaluator().eval(answers, self.offspring)
-        self.algorithm.tell(infills=self.offspring)
+        PymooEvaluator().eval(answers, offspring.individuals)
+        self.algorithm.tell(infills=offspring.individuals)
+
+
+@dataclass(frozen=True)
+class _Offspring:
+    """What pymoo asked for last: its individuals, their genomes, ids, excess over budgets."""
+
+    individuals: Any
+    genomes: list[Genome]
+    ids: list[str]
+    excess: Floats
 
 
 def _directions(objectives: int, population: int) -> Floats:

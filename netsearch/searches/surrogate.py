@@ -88,8 +88,8 @@ def budget_points(problem: Problem) -> Floats:
     Half are even on a logarithmic scale, as fronts are drawn; half on a linear one.
     """
     least, largest = problem.bounds
-    sobol = qmc.Sobol(len(least), scramble=False)
-    points = sobol.random(BUDGETS * len(least)) + 0.5 / (BUDGETS * len(least))
+    count = BUDGETS * 2 ** (len(least) - 1).bit_length()  # a power of 2, or they are not even
+    points = qmc.Sobol(len(least), scramble=False).random(count) + 0.5 / count
     logarithmic = least * (largest / least) ** points
     return np.vstack([logarithmic, least + (largest - least) * points])
 

@@ -1,0 +1,149 @@
+"""Shared weights against proxy training at equal wall time: hypervolume of the retrained members.
+
+    python benchmarks/shared_weights.py --data cifar10.npz --out DIR --seeds 3
+
+For every seed the pipeline runs twice on the same blocks, at a size for two cores (3,000 images of
+16x16). First with proxy training; then with shared weights, whose epochs and evaluations are chosen
+so that stage two takes as long. Members of both fronts are trained from scratch by one recipe. A
+run that was killed goes on when the same command is called again.
+"""
+
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from configs import FOLDER
+from evaluation.data import worker_dataset
+from evaluation.parallel import Workers
+from evaluation.pareto import Box
+from evaluation.records import ModelRecord
+from evaluation.run_folder import RunFolder
+from netsearch.search import Ranking, network_problem
+from netsearch.shared_weights import (
+    SharedWeights,
+    SharedWeightsConfig,
+    score,
+    train_shared,
+)
+from run_pipeline import Config, Pipeline
+
+SETTINGS = (
+    *("data.max_train_images=3000", "data.max_test_images=5000"),
+    *("blocksearch.epochs=2", "netsearch.random_search=false", "netsearch.evaluations=60"),
+    "netsearch.train.epochs=4",
+    *("netsearch.depths=[1, 2]", "netsearch.widths=[4, 8, 16]"),
+    *("retrain.members=4", "retrain.baselines=0", "retrain.seeds=[0]", "retrain.train.epochs=5"),
+)
+TRAINED = 0.75  # part of the wall time that shared weights are trained, the rest they score
+
+
+def pipeline(data: Path, out: Path, seed: int, *changes: str) -> Pipeline:
+    """Return a finished run."""
+    table = (f"data.root={data}", f"seed={seed}", *SETTINGS, *changes)
+    config = Config.load(FOLDER / "cifar10_cpu.yaml", table)
+    one = Pipeline(config, RunFolder(out), out.name, "cpu", Workers(2))
+    if not (out / "report.html").exists():
+        one.run()
+    return one
+
+
+def planned(proxy: Pipeline, wall_s: float, path: Path) -> tuple[int, int]:
+    """Return epochs and evaluations of shared weights that take about `wall_s`; measured once."""
+    if path.exists():
+        epochs, evaluations = json.loads(path.read_text())
+        return epochs, evaluations
+    config, library = proxy.config, proxy.search_blocks()
+    problem = network_problem(config.netsearch, library, proxy.images)
+    shared = SharedWeights(problem.space, problem.cells, problem.image_shape, problem.classes)
+    settings = SharedWeightsConfig(epochs=1)
+    began = time.perf_counter()
+    train_shared(
+        shared, proxy.dataset, settings, config.netsearch.train, seed=0, augment=config.data.augment
+    )
+    epoch_s = time.perf_counter() - began
+    middle = problem.space.decode(tuple(int(top) // 2 for top in problem.space.upper))
+    began = time.perf_counter()
+    score(shared, middle, proxy.dataset, settings.calibration_images)
+    score_s = (time.perf_counter() - began) / 2  # two workers
+    epochs = max(1, round(TRAINED * wall_s / epoch_s))
+    evaluations = max(24, min(300, round((1 - TRAINED) * wall_s / score_s)))
+    path.write_text(json.dumps([epochs, evaluations]))
+    return epochs, evaluations
+
+
+def tested(records: list[ModelRecord], box: Box) -> float:
+    """Return the share of the box that retrained members dominate by their test error."""
+    points = [
+        ModelRecord(r.id, (), (), r.cost, 0, valid_accuracy=r.test_accuracy_mean) for r in records
+    ]
+    return box.hypervolume(points)
+
+
+def compare(data: Path, out: Path, seed: int) -> dict[str, Any]:
+    """Run both ways with one seed and return what was measured."""
+    proxy = pipeline(data, out / f"proxy-{seed}", seed)
+    wall_s = proxy.folder.seconds("networks")[0]
+    epochs, evaluations = planned(proxy, wall_s, out / f"plan-{seed}.json")
+    changes = (
+        *("netsearch.estimate=shared_weights", f"netsearch.shared_weights.epochs={epochs}"),
+        *("netsearch.shared_weights.checked=0", f"netsearch.evaluations={evaluations}"),
+    )
+    shared = pipeline(data, out / f"shared-{seed}", seed, *changes)
+    store = SharedWeights.load(shared.folder.path / "shared_weights.safetensors")
+    images = shared.config.netsearch.shared_weights.calibration_images
+    dataset = worker_dataset(shared.config.data, seed, "cpu")
+
+    def scores(records: list[ModelRecord]) -> list[float]:
+        return [score(store, store.space.decode(r.genome), dataset, images) for r in records]
+
+    trained = list(proxy.folder.archive("archive"))
+    retrained = {r.id: r for one in (proxy, shared) for r in one.retrained()}
+    members = list(retrained.values())
+    box = Box.from_json(json.loads(proxy.folder.pareto.read_text())["box"])
+    return {
+        "seed": seed,
+        "epochs": epochs,
+        "evaluations": evaluations,
+        "proxy_wall_s": wall_s,
+        "shared_wall_s": shared.folder.seconds("networks")[0],
+        "proxy_hypervolume": tested(proxy.retrained(), box),
+        "shared_hypervolume": tested(shared.retrained(), box),
+        "proxy_best": max(r.test_accuracy_mean or 0.0 for r in proxy.retrained()),
+        "shared_best": max(r.test_accuracy_mean or 0.0 for r in shared.retrained()),
+        "tau_proxy": _tau(scores(trained), [r.valid_accuracy or 0.0 for r in trained]),
+        "tau_retrained": _tau(scores(members), [r.test_accuracy_mean or 0.0 for r in members]),
+        "tau_params": _tau(
+            [float(r.cost.params) for r in trained], [r.valid_accuracy or 0.0 for r in trained]
+        ),
+        "members": len(members),
+    }
+
+
+def _tau(one: list[float], other: list[float]) -> float:
+    ranking = Ranking.of(one, other)
+    return ranking.tau if ranking else float("nan")
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="CIFAR-10 as one .npz.")],
+    out: Annotated[Path, typer.Option(help="Where the runs go.")],
+    seeds: Annotated[int, typer.Option(min=1)] = 3,
+) -> None:
+    """Print a line of JSON per seed, then means and standard deviations."""
+    out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for seed in range(seeds):
+        rows.append(compare(data.resolve(), out, seed))
+        print(json.dumps(rows[-1]), flush=True)
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        std = statistics.stdev(values) if len(values) > 1 else 0.0
+        print(f"{name:20} {statistics.fmean(values):9.4f} +- {std:.4f}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
