@@ -50,9 +50,11 @@ from netsearch.search import (
     NetSearchConfig,
     NetworkStage,
     Outcome,
+    Ranking,
     check_budgets_early,
     genome_space,
 )
+from netsearch.shared_weights import SHARED_STAGE
 
 PLAIN: dict[str, Any] = {"soft_wrap": True, "markup": False, "highlight": False}
 
@@ -188,9 +190,11 @@ class Pipeline:
             self.workers,
             self.console.print,
         )
-        searches = 2 if config.random_search else 1
-        total = min(config.evaluations, genome_space(config, library, self.images).size) * searches
-        with self._step("networks", "networks", total, lambda: stage.evaluated):
+        if config.estimate == "shared_weights":
+            epochs = config.shared_weights.epochs
+            with self._step(SHARED_STAGE, "shared weights, epochs", epochs):
+                stage.prepare()
+        with self._step("networks", "networks", stage.expected, lambda: stage.evaluated):
             outcome = stage.run()
         write_json(self.folder.pareto, outcome.to_json())
         return list(outcome.front)
@@ -244,6 +248,7 @@ class Pipeline:
             blocks=tuple(_drawn(block) for block in library.blocks if block.name in used),
             hypervolume=tuple(outcome.hypervolume.items()),
             reference=outcome.box.describe(),
+            rankings=_rankings(outcome, front),
             spent=self._spent(),
             facts=self._facts(),
             config=self.folder.config.read_text(),
@@ -412,12 +417,15 @@ class Pipeline:
     def _spent(self) -> tuple[tuple[str, str], ...]:
         titles = {
             "blocks": "block search",
+            SHARED_STAGE: "training of shared weights",
             "networks": "network search, random search included",
             "retrain": "retraining, baselines included",
         }
         rows = []
         for stage, title in titles.items():
             wall_s, compute_s = self.folder.seconds(stage)
+            if stage == SHARED_STAGE and not wall_s:
+                continue
             rows.append((title, f"{duration(wall_s)} ({duration(compute_s)} in all workers)"))
         rows.append(("not counted", "the last minutes of calls that were killed, if any"))
         return tuple(rows)
@@ -432,6 +440,18 @@ class Pipeline:
             ("blocks are measured at", f"{REFERENCE_CHANNELS} channels, the run's image size"),
             ("reproduce", "paretoblocks run config.yaml --out DIR, with this folder's config.yaml"),
         )
+
+
+def _rankings(outcome: Outcome, front: Sequence[ModelRecord]) -> tuple[tuple[str, float, int], ...]:
+    """Compare the accuracy that steered the search with better ones, where both are known."""
+    tested = [(r.valid_accuracy or 0.0, r.test_accuracy_mean) for r in front if r.test_accuracy]
+    found = {
+        "shared weights and proxy training": outcome.ranking,
+        "the search's accuracy and retraining": Ranking.of(
+            [steered for steered, _ in tested], [mean or 0.0 for _, mean in tested]
+        ),
+    }
+    return tuple((label, one.tau, one.networks) for label, one in found.items() if one)
 
 
 def _drawn(block: Block) -> DrawnBlock:
@@ -551,12 +571,14 @@ def pick_model(
     max_params: Annotated[str | None, typer.Option(help="For example 300k.")] = None,
     max_flops: Annotated[str | None, typer.Option(help="Multiply-adds, for example 20M.")] = None,
     max_latency_ms: Annotated[float | None, typer.Option(min=0.0)] = None,
+    max_bits: Annotated[str | None, typer.Option(help="Of all weights, for example 1M.")] = None,
     min_accuracy: Annotated[float | None, typer.Option(min=0.0, max=1.0)] = None,
     at_knee: Annotated[bool, typer.Option("--knee", help="Where more params pay less.")] = False,
     as_json: AsJson = False,
 ) -> int:
     """Name the most accurate retrained model within the budgets, and where its weights are."""
-    budgets = Budgets(amount(max_params), amount(max_flops), max_latency_ms, min_accuracy)
+    params, flops, bits = map(amount, (max_params, max_flops, max_bits))
+    budgets = Budgets(params, flops, max_latency_ms, min_accuracy, bits)
     pipeline = Pipeline.open(folder)
     candidates = pipeline.retrained()
     within = [record for record in candidates if budgets.excess(record) <= 0]

@@ -82,6 +82,7 @@ summary { cursor: pointer; margin-top: 30px; font-weight: 600; }
 <ul class="verdict">$findings</ul>
 <table class="bars">$bars</table>
 <p class="dim">Hypervolume: share of the reference box that a front dominates. $reference</p>
+<p class="dim">$rankings</p>
 <h2>Accuracy against params</h2>
 <img alt="accuracy against params" src="data:image/png;base64,$params">
 <h2>Accuracy against FLOPs</h2>
@@ -129,6 +130,8 @@ class Report:
         blocks: Every block that the front uses.
         hypervolume: (label, share of the reference box), of the search and then of random search.
         reference: A sentence that states the reference point.
+        rankings: (what is compared, Kendall's tau in [-1, 1], networks): whether the accuracy that
+            steered the search orders networks as a better one does.
         spent: (stage, text) for what the run cost.
         facts: (name, text) for versions, device, seed, the command to reproduce.
         config: The resolved config as YAML text.
@@ -144,6 +147,7 @@ class Report:
     blocks: tuple[DrawnBlock, ...]
     hypervolume: tuple[tuple[str, float], ...]
     reference: str
+    rankings: tuple[tuple[str, float, int], ...]
     spent: tuple[tuple[str, str], ...]
     facts: tuple[tuple[str, str], ...]
     config: str
@@ -292,6 +296,7 @@ def _page(report: Report, params: bytes, flops: bytes) -> str:
             for label, share in report.hypervolume
         ),
         reference=escape(report.reference),
+        rankings=escape(" ".join(map(_ranking, report.rankings))),
         costs=escape(" and ".join(report.costs)),
         failed=f" Failed, and so not drawn: {failed}." if failed else "",
         params=base64.b64encode(params).decode(),
@@ -306,6 +311,15 @@ def _page(report: Report, params: bytes, flops: bytes) -> str:
         spent=_pairs(report.spent),
         facts=_pairs(report.facts),
         config=escape(report.config),
+    )
+
+
+def _ranking(compared: tuple[str, float, int]) -> str:
+    """Say in a sentence how far two orders agree."""
+    label, tau, networks = compared
+    return (
+        f"Order of {label}: Kendall's tau {tau:.2f} over {networks} networks (1 is the same order, "
+        "0 none; of few networks it says little)."
     )
 
 

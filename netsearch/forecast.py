@@ -71,7 +71,11 @@ def forecast(
         blocks_s = max(*seconds, sum(seconds) / workers)
         build = _middle_network(dataset, blocks, networks)
         proxy_s = _time_epochs(build, dataset.search_train, networks.train, augment, device)
-        candidates = networks.evaluations * (2 if networks.random_search else 1)
+        candidates: float = networks.evaluations * (2 if networks.random_search else 1)
+        if networks.estimate == "shared_weights":  # scores themselves are nearly free
+            shared = networks.shared_weights
+            trained = shared.epochs * shared.networks_per_step / networks.train.epochs
+            candidates = trained + shared.checked
         retrain_s = _time_epochs(build, dataset.train, retraining.train, augment, device)
         trainings = (retraining.members + 2 * retraining.baselines) * len(retraining.seeds)
     finally:

@@ -200,6 +200,7 @@ class NetworkStage:
         for name in ("params", "flops", "bits", "latency_ms"):
             check_budget(config, problem, name)
         box = hypervolume_box(problem)
+        self.prepare()
         archive = self.archive("archive")
         evaluator = self._evaluator(self._judge())
         self._search(config, evaluator, archive)
@@ -220,6 +221,15 @@ class NetworkStage:
         if name not in self._archives:
             self._archives[name] = Archive(self.folder / f"{name}.jsonl")
         return self._archives[name]
+
+    @property
+    def expected(self) -> int:
+        """Networks that will about be evaluated, those at a lower fidelity not counted."""
+        config = self.config
+        searches = 2 if config.random_search else 1
+        space = genome_space(config, self.library, self.images)
+        checked = config.shared_weights.checked if config.estimate == "shared_weights" else 0
+        return min(config.evaluations, space.size) * searches + checked
 
     @property
     def evaluated(self) -> int:
@@ -257,23 +267,33 @@ class NetworkStage:
             table.save(path)
         return LatencyTable.load(path)
 
-    def _judge(self) -> ProxyTraining | SharedScoring:
-        """Return how networks are judged; shared weights are trained first."""
-        shared = self.config.shared_weights
+    @property
+    def _shared_path(self) -> Path:
+        return self.folder / "shared_weights.safetensors"
+
+    def prepare(self) -> None:
+        """Train the shared weights, where they judge; in this process, on all its cores.
+
+        Raises:
+            InputError: If they cannot be trained.
+        """
         if self.config.estimate == "proxy":
-            return ProxyTraining(self.training)
-        path = self.folder / "shared_weights.safetensors"
-        task = (self.problem, shared, self.training, path)
-        threads = self.workers.cores
-        for _, failure in run_tasks(train_shared_weights, {path: task}, Workers(1), threads):
+            return
+        task = (self.problem, self.config.shared_weights, self.training, self._shared_path)
+        cores = self.workers.cores
+        for _, failure in run_tasks(train_shared_weights, {"weights": task}, Workers(1), cores):
             if failure is not None:
                 raise InputError(f"shared weights could not be trained: {failure}")
+
+    def _judge(self) -> ProxyTraining | SharedScoring:
         training = self.training
+        if self.config.estimate == "proxy":
+            return ProxyTraining(training)
         context = SharedContext(
             training.data,
             training.data_seed,
-            path,
-            shared.calibration_images,
+            self._shared_path,
+            self.config.shared_weights.calibration_images,
             training.device,
             training.metrics,
         )

@@ -64,6 +64,7 @@ QUARTERS = 4
 FIRST, SECOND, OWN = range(3)  # the width that an axis follows: an input's, older first, or C
 PROBE = (24, 24, 8)  # those three widths of a small cell
 SIZES = {"sandwich": (1, 0), "fair": ()}  # of a step's first networks: largest, smallest
+SHARED_STAGE = "shared_weights"  # of the event log
 DRAWS = 100  # of the sizes of a network, before the smallest are taken
 CALIBRATION_BATCH = 250
 
@@ -484,7 +485,7 @@ def train_shared_weights(
         problem.classes,
         seed=training.data_seed,
     ).to(training.device)
-    log = MetricsLog(training.metrics, "networks", "shared weights")
+    log = MetricsLog(training.metrics, SHARED_STAGE, "weights")
     began, checkpoint = time.perf_counter(), path.with_suffix(".ckpt")
     try:
         train_shared(

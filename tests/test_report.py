@@ -59,6 +59,7 @@ REPORT = Report(
     blocks=BLOCKS,
     hypervolume=(("NSGA-II", 0.93), ("random search", 0.91)),
     reference="The reference point is error 1 and 2M params.",
+    rankings=(("scores and training", 0.4567, 12),),
     spent=(("block search", "61 s"),),
     facts=(("seed", "0"),),
     config="data:\n  name: digits\n",
@@ -306,3 +307,11 @@ def test_a_node_without_edges_that_another_reads_is_drawn_but_not_as_output():
     states = [text for text in root.iter(f"{SVG}text") if text.get("class") == "state"]
     assert ["".join(text.itertext()) for text in states] == ["ck−1", "0", "1", "ck"]
     assert len(list(root.iter(f"{SVG}path"))) == 2 + 1
+
+
+def test_how_well_the_steering_accuracy_ranks_is_said_with_its_number_of_networks(
+    html: Write,
+) -> None:
+    page = html()
+    assert "Order of scores and training: Kendall&#x27;s tau 0.46 over 12 networks" in page
+    assert "Kendall" not in html(rankings=())
