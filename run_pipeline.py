@@ -54,7 +54,7 @@ from netsearch.search import (
     check_budgets_early,
     genome_space,
 )
-from netsearch.shared_weights import SHARED_STAGE
+from netsearch.shared_training import SHARED_STAGE
 
 PLAIN: dict[str, Any] = {"soft_wrap": True, "markup": False, "highlight": False}
 

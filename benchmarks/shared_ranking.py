@@ -37,12 +37,12 @@ from evaluation.data import DataConfig, Dataset, load_dataset  # noqa: E402
 from evaluation.training import TrainConfig, accuracy, seeded_model, train  # noqa: E402
 from netsearch.genome import GenomeSpace, NetworkSpec, stages_for  # noqa: E402
 from netsearch.network import builder, predict_cost  # noqa: E402
-from netsearch.shared_weights import (  # noqa: E402
-    SharedWeights,
+from netsearch.shared_training import (  # noqa: E402
     SharedWeightsConfig,
     score,
     train_shared,
 )
+from netsearch.shared_weights import SharedWeights  # noqa: E402
 
 PROXY_SEEDS = (0, 1)
 SIZE_STEPS = 8  # networks are spread evenly over so many sizes, from the least to the largest

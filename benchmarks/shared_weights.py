@@ -23,13 +23,13 @@ from evaluation.pareto import Box
 from evaluation.records import ModelRecord
 from evaluation.run_folder import RunFolder
 from netsearch.search import Ranking, network_problem
-from netsearch.shared_weights import (
+from netsearch.shared_training import (
     SHARED_STAGE,
-    SharedWeights,
     SharedWeightsConfig,
     score,
     train_shared,
 )
+from netsearch.shared_weights import SharedWeights
 from run_pipeline import Config, Pipeline
 
 SETTINGS = (

@@ -15,7 +15,7 @@ from evaluation.records import Archive, ModelRecord
 from evaluation.training import TrainingContext, accuracy, seeded_model, train
 from netsearch.engine import Batch
 from netsearch.problem import Floats, Genome, NetworkProblem
-from netsearch.shared_weights import SharedContext, estimate_shared
+from netsearch.shared_training import SharedContext, estimate_shared
 
 
 def estimate(record: ModelRecord, build: Stack, context: TrainingContext) -> ModelRecord:

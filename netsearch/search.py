@@ -24,7 +24,7 @@ from netsearch.network import least_cells
 from netsearch.problem import Floats, NetworkProblem
 from netsearch.searches import LABELS, SEARCHES
 from netsearch.searches.halving import fidelities
-from netsearch.shared_weights import SharedContext, SharedWeightsConfig, train_shared_weights
+from netsearch.shared_training import SharedContext, SharedWeightsConfig, train_shared_weights
 
 EARLY_COUNTS = ("params", "flops")  # of which the least is known before the blocks are
 CostName = Literal["params", "flops", "bits", "latency_ms"]

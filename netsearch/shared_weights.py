@@ -12,27 +12,18 @@ is the wide one with the other channels held at zero (exactly, for every op but 
 whose groups after the shuffle mix other channels at another width, and the 1-bit ones, which have
 no zero). What reads N concatenated nodes takes the quarters of each; the stem counts as 3 nodes.
 
-A step trains several networks on one batch. Their sizes follow the sandwich rule (Yu and Huang
-2019, https://arxiv.org/abs/1903.05134; without its distillation) or are uniform. Their blocks are
-dealt from shuffled decks, one per stage or reduction: strict fairness (Chu et al. 2019,
-https://arxiv.org/abs/1907.01845), where a step has a multiple of as many networks as there are
-blocks to choose from. Ours: a weight takes the mean gradient of the networks that use it, not the
-sum. A network that is scored has the statistics of its BatchNorms measured anew, as Yu and Huang
-do. `benchmarks/shared_ranking.py` measures how well the scores rank networks.
+How they are trained and what they are good for: `shared_training.py`.
 """
 
 import functools
 import json
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Self, cast
 
-import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -41,56 +32,16 @@ from torch.func import functional_call
 from blocksearch.cells import DiscreteCell
 from blocksearch.space import Cell
 from blocksearch.stack import STEM_MULTIPLIER, CellNetwork, PlacedCell, Stack
-from evaluation.checkpoint import load_checkpoint, save_checkpoint
-from evaluation.data import AugmentConfig, DataConfig, Dataset, batches, worker_dataset
 from evaluation.errors import InputError
-from evaluation.metrics import MetricsLog
-from evaluation.records import ModelRecord, write_atomic
-from evaluation.training import (
-    SEEDS_PER_RUN,
-    TrainConfig,
-    TrainingContext,
-    TrainingError,
-    accuracy,
-    cosine,
-    epoch_generator,
-    uses_bfloat16,
-)
+from evaluation.records import write_atomic
 from netsearch.genome import GenomeSpace, NetworkSpec
 from netsearch.network import builder
-from netsearch.problem import NetworkProblem
 
 QUARTERS = 4
 FIRST, SECOND, OWN = range(3)  # the width that an axis follows: an input's, older first, or C
 PROBE = (24, 24, 8)  # those three widths of a small cell
-SIZES = {"sandwich": (1, 0), "fair": ()}  # of a step's first networks: largest, smallest
-SHARED_STAGE = "shared_weights"  # of the event log
-DRAWS = 100  # of the sizes of a network, before the smallest are taken
-CALIBRATION_BATCH = 250
 
 Axes = tuple[int | None, ...]
-Genome = tuple[int, ...]
-
-
-class SharedWeightsConfig(BaseModel):
-    """How the shared weights are trained, and how networks are scored with them.
-
-    Attributes:
-        sampling: Sizes of the networks of a step: `sandwich`, the largest, the smallest and random
-            ones, or `fair`, all random; blocks are dealt fairly in both.
-        networks_per_step: Networks trained on each batch; each costs as much as training it.
-        epochs: Passes over `search_train`; the rest of the recipe is that of proxy training.
-        calibration_images: Images of `search_train` on which BatchNorm's statistics are measured.
-        checked: Networks that are also trained for a short time, to see whether the scores rank.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    sampling: Literal["sandwich", "fair"] = "sandwich"
-    networks_per_step: int = Field(default=4, ge=2)
-    epochs: int = Field(default=40, ge=1)
-    calibration_images: int = Field(default=500, ge=2)
-    checked: int = Field(default=10, ge=0)
 
 
 @dataclass(frozen=True)
@@ -219,7 +170,7 @@ class SharedWeights:
         network = network.to_empty(device=self.weights.device)
         for name, parameter in network.named_parameters():
             parameter.copy_(inherited[name])
-        for norm in _batch_norms(network):
+        for norm in batch_norms(network):
             norm.reset_running_stats()
         return network.to(memory_format=torch.channels_last)
 
@@ -353,283 +304,6 @@ class SharedWeights:
         return torch.cat(found).to(self.weights.device)
 
 
-class _SharedUpdate:
-    """One step of SGD on some networks; on a single one it is that of `WeightUpdate`.
-
-    A weight takes the mean gradient of those of the networks that use it. A weight that none uses
-    stays, and so does its momentum, as PyTorch's SGD passes over parameters without a gradient.
-    """
-
-    def __init__(self, shared: SharedWeights, config: TrainConfig):
-        self.shared = shared
-        self.config = config
-        self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
-        self.bfloat16 = uses_bfloat16(config.precision, shared.weights.device)
-        self.momentum = torch.zeros_like(shared.weights, requires_grad=False)
-
-    def __call__(
-        self, specs: Sequence[NetworkSpec], images: Tensor, labels: Tensor, rate: float
-    ) -> Tensor:
-        """Update the weights and return the networks' mean loss before the update."""
-        self.shared.weights.grad = None
-        users, losses = torch.zeros_like(self.momentum), []
-        for spec in specs:  # one graph at a time, so that memory is that of one network
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16):
-                loss: Tensor = self.criterion(self.shared.logits(spec, images), labels)
-            loss.backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach())
-            index = self.shared.index(spec)
-            users.index_add_(0, index, users.new_ones(len(index)))
-        self._descend(users, rate)
-        return torch.stack(losses).mean()
-
-    @torch.no_grad()
-    def _descend(self, users: Tensor, rate: float) -> None:
-        weights, config = self.shared.weights, self.config
-        cast(Tensor, weights.grad).div_(users.clamp(min=1))
-        nn.utils.clip_grad_norm_(weights, config.grad_clip)
-        slope = cast(Tensor, weights.grad).add_(weights, alpha=config.weight_decay)
-        used = (users > 0).to(slope.dtype)
-        self.momentum.lerp_(config.momentum * self.momentum + slope, used)
-        # Nesterov's step, in the form of PyTorch's SGD.
-        weights.addcmul_(used, slope + config.momentum * self.momentum, value=-rate)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the weights and the momentum."""
-        return {"weights": self.shared.weights.detach(), "momentum": self.momentum}
-
-    @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
-        self.shared.weights.copy_(state["weights"])
-        self.momentum.copy_(state["momentum"])
-
-
-def train_shared(
-    shared: SharedWeights,
-    dataset: Dataset,
-    config: SharedWeightsConfig,
-    recipe: TrainConfig,
-    *,
-    seed: int,
-    augment: AugmentConfig,
-    fits: Callable[[Genome], bool] = lambda genome: True,
-    checkpoint: Path | None = None,
-    on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
-) -> None:
-    """Train the store in place on `search_train`.
-
-    Args:
-        shared: The store, on the device of `dataset`.
-        dataset: Its `search_train` is all that is read.
-        config: Sampling and epochs; one costs `networks_per_step` epochs of a network.
-        recipe: The rest of the recipe; its own epochs do not count.
-        seed: Of the images' order and augmentation, and of the networks that are sampled.
-        augment: Random changes to the images.
-        fits: Whether a network is worth training, as those over a hard budget are not.
-        checkpoint: Written after every epoch; a training that finds one goes on from it and ends
-            as if it had not stopped.
-        on_epoch: Called with the number of epochs done and the epoch's mean loss.
-
-    Raises:
-        TrainingError: If the loss of an epoch is not finite.
-        InputError: If the checkpoint is damaged or of another store.
-    """
-    split = dataset.search_train
-    update = _SharedUpdate(shared, recipe)
-    start = 0
-    state = load_checkpoint(checkpoint) if checkpoint else None
-    if state is not None:
-        if state["update"]["weights"].shape != shared.weights.shape:
-            raise InputError(
-                f"{checkpoint}: expected {len(shared.weights)} shared weights, "
-                f"got {len(state['update']['weights'])}; delete it to start this step anew"
-            )
-        update.load_state_dict(state["update"])
-        start = state["epoch"]
-    steps = max(1, len(split) // recipe.batch_size)
-    for epoch in range(start, config.epochs):
-        rng = np.random.default_rng(seed * SEEDS_PER_RUN + epoch)
-        sampled = sampled_steps(shared.space, config, rng, fits)
-        stream = batches(split, recipe.batch_size, epoch_generator(seed, epoch), augment)
-        losses = []
-        for step, (images, labels) in enumerate(stream):
-            progress = (epoch + (step + 1) / steps) / (config.epochs + 1 / steps)
-            rate = recipe.learning_rate * cosine(progress, recipe.warmup)
-            losses.append(update(next(sampled), images, labels, rate))
-        mean_loss = float(torch.stack(losses).mean())
-        if not math.isfinite(mean_loss):
-            raise TrainingError(f"the loss is {mean_loss} in epoch {epoch + 1}")
-        if checkpoint:
-            save_checkpoint(checkpoint, {"update": update.state_dict(), "epoch": epoch + 1})
-        on_epoch(epoch + 1, mean_loss)
-
-
-def train_shared_weights(
-    problem: NetworkProblem, config: SharedWeightsConfig, training: TrainingContext, path: Path
-) -> str | None:
-    """Train the weights of a problem's networks into `path`, unless they are there.
-
-    A killed training goes on from its checkpoint.
-
-    Returns:
-        Why it failed, None when it did not.
-    """
-    if path.exists():
-        return None
-    dataset = worker_dataset(training.data, training.data_seed, training.device)
-    shared = SharedWeights(
-        problem.space,
-        problem.cells,
-        problem.image_shape,
-        problem.classes,
-        seed=training.data_seed,
-    ).to(training.device)
-    log = MetricsLog(training.metrics, SHARED_STAGE, "weights")
-    began, checkpoint = time.perf_counter(), path.with_suffix(".ckpt")
-    try:
-        train_shared(
-            shared,
-            dataset,
-            config,
-            training.recipe,
-            seed=training.data_seed,
-            augment=training.data.augment,
-            fits=lambda genome: bool(problem.excess([genome])[0] <= 0),
-            checkpoint=checkpoint,
-            on_epoch=lambda epoch, loss: log.write(epoch=epoch, loss=loss),
-        )
-    except torch.AcceleratorError:
-        raise  # the device is broken for this process
-    except (RuntimeError, MemoryError) as error:
-        return f"{type(error).__name__}: {error}".splitlines()[0]
-    shared.save(path)
-    checkpoint.unlink(missing_ok=True)
-    log.write(seconds=time.perf_counter() - began)
-    return None
-
-
-def sampled_steps(
-    space: GenomeSpace,
-    config: SharedWeightsConfig,
-    generator: np.random.Generator,
-    fits: Callable[[Genome], bool] = lambda genome: True,
-) -> Iterator[list[NetworkSpec]]:
-    """Yield the networks of one step after the other, without end.
-
-    A network that does not fit keeps its blocks and draws other sizes; where none of many draws
-    fits, it takes the smallest.
-    """
-    ends = 2 * space.stages
-    largest = space.upper[:ends]
-    decks = [_deck(int(top) + 1, generator) for top in space.upper[ends:]]
-    while True:
-        step = []
-        for number in range(config.networks_per_step):
-            blocks = [next(deck) for deck in decks]
-            fixed = [size * largest for size in SIZES[config.sampling][number : number + 1]]
-            draws = (generator.integers(0, largest + 1) for _ in range(DRAWS))
-            genomes = ((*map(int, sizes), *blocks) for sizes in (*fixed, *draws))
-            genome = next(filter(fits, genomes), (*[0] * ends, *blocks))
-            step.append(space.decode(genome))
-        yield step
-
-
-def _deck(cards: int, generator: np.random.Generator) -> Iterator[int]:
-    """Deal 0..cards - 1 in random order, shuffled anew whenever all are dealt."""
-    while True:
-        yield from map(int, generator.permutation(cards))
-
-
-def calibrate(network: nn.Module, dataset: Dataset, images: int) -> None:
-    """Measure the statistics of a network's BatchNorms anew, on `images` of `search_train`.
-
-    They become the means over batches of the same images, not augmented, for every network.
-    """
-    norms = _batch_norms(network)
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean of all batches
-    network.train()
-    split = dataset.search_train
-    images = min(images, len(split))
-    count = -(-images // CALIBRATION_BATCH)
-    size = images // count
-    with torch.no_grad():
-        stream = batches(split, size, torch.Generator().manual_seed(0))
-        for _, (batch, _labels) in zip(range(count), stream, strict=False):
-            network(batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-
-
-def score(
-    shared: SharedWeights, spec: NetworkSpec, dataset: Dataset, calibration_images: int
-) -> float:
-    """Return the accuracy in [0, 1] on `search_valid` of a network with shared weights.
-
-    Deterministic; the store stays as it is.
-
-    Args:
-        shared: The trained store, on the device of `dataset`.
-        spec: The network.
-        dataset: Its `search_train` calibrates, its `search_valid` is judged on.
-        calibration_images: See `calibrate`.
-
-    Raises:
-        InputError: If the network is not in the space.
-        TrainingError: If a logit is not finite.
-    """
-    network = shared.network(spec)
-    calibrate(network, dataset, calibration_images)
-    return accuracy(network, dataset.search_valid)
-
-
-@dataclass(frozen=True)
-class SharedContext:
-    """What all scorings of a run have in common; small, since it is sent to the workers."""
-
-    data: DataConfig
-    data_seed: int
-    weights: Path
-    calibration_images: int
-    device: str
-    metrics: Path
-
-
-def estimate_shared(record: ModelRecord, spec: NetworkSpec, context: SharedContext) -> ModelRecord:
-    """Return `record` with the accuracy of `score`, for a worker process.
-
-    A network that does not fit into memory or has logits that are not finite comes back with the
-    reason as its `failure` and no accuracy.
-
-    Raises:
-        InputError: If the weights cannot be read, or the network is not in their space.
-    """
-    began = time.perf_counter()
-    dataset = worker_dataset(context.data, context.data_seed, context.device)
-    shared = _worker_weights(context.weights, context.weights.stat().st_mtime_ns, context.device)
-    try:
-        found = score(shared, spec, dataset, context.calibration_images)
-        record = replace(record, valid_accuracy=found)
-    except torch.AcceleratorError:
-        raise  # the device is broken for this process: no fault of the candidate
-    except (RuntimeError, MemoryError) as error:  # torch's out-of-memory is the first
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        record = replace(record, failure=reason[:300])
-    MetricsLog(context.metrics, "networks", record.id).write(
-        valid_accuracy=record.valid_accuracy, seconds=time.perf_counter() - began
-    )
-    return record
-
-
-@functools.lru_cache(maxsize=1)
-def _worker_weights(path: Path, changed_ns: int, device: str) -> SharedWeights:
-    """Load shared weights onto a device, once per process and state of the file."""
-    return SharedWeights.load(path).to(device)
-
-
 def _check(space: GenomeSpace, cells: Mapping[str, Cell]) -> None:
     odd = [width for width in space.widths if width % QUARTERS]
     if odd:
@@ -703,10 +377,11 @@ def _body(placed: PlacedCell, halve_first: bool, number: int) -> DiscreteCell:
 
 def _forget_statistics(module: nn.Module) -> None:
     """Let BatchNorms use their batch only: shared statistics would mix those of all networks."""
-    for norm in _batch_norms(module):
+    for norm in batch_norms(module):
         norm.track_running_stats = False
         norm.running_mean = norm.running_var = norm.num_batches_tracked = None
 
 
-def _batch_norms(module: nn.Module) -> list[nn.BatchNorm2d]:
+def batch_norms(module: nn.Module) -> list[nn.BatchNorm2d]:
+    """Return the BatchNorms of a module, in its order."""
     return [one for one in module.modules() if isinstance(one, nn.BatchNorm2d)]

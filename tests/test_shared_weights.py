@@ -15,9 +15,8 @@ from evaluation.errors import InputError
 from evaluation.records import Cost, ModelRecord
 from evaluation.training import TrainConfig, TrainingError, accuracy, train
 from netsearch.genome import GenomeSpace, NetworkSpec, Stage
-from netsearch.shared_weights import (
+from netsearch.shared_training import (
     SharedContext,
-    SharedWeights,
     SharedWeightsConfig,
     calibrate,
     estimate_shared,
@@ -25,6 +24,7 @@ from netsearch.shared_weights import (
     score,
     train_shared,
 )
+from netsearch.shared_weights import SharedWeights
 
 SHAPE, CLASSES = (1, 8, 8), 10
 DATA = DataConfig(name="digits", valid_fraction=0.4, max_train_images=500)
