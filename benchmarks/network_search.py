@@ -23,6 +23,7 @@ import numpy as np
 import typer
 from joblib import Parallel, cpu_count, delayed
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from pymoo.algorithms.moo.nsga2 import NSGA2
 from pymoo.core.problem import Problem as PymooProblem
 from pymoo.operators.crossover.sbx import SBX
@@ -186,26 +187,29 @@ def overhead(problem: TableProblem, repeats: int = 5) -> list[tuple[str, float, 
 def draw(tables: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Draw the curves of every problem, a panel each."""
     columns = min(3, len(tables))
-    rows = -(-len(tables) // columns)
-    figure = Figure(figsize=(5 * columns, 3.6 * rows), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    lines = -(-len(tables) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.2 * lines + 0.5), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(lines, columns)).ravel()
+    colours = {name: f"C{number}" for number, name in enumerate(LABELS)}
+    labels: dict[str, Any] = {}
     for panel, (title, table) in zip(panels, tables.items(), strict=False):
         for row in table:
-            name = row["search"]
-            label = LABELS.get(name, f"NSGA-II, {row['evaluations']} evaluations")
-            style = "--" if name not in LABELS else "-"
-            panel.plot([*row["curve"]], [*row["curve"].values()], style, label=label, lw=1.8)
-        panel.set(title=title, xlabel="evaluations", ylabel="share of the true hypervolume")
-        panel.set_xscale("log")
+            name, counts, shares = row["search"], [*row["curve"]], [*row["curve"].values()]
+            label = LABELS.get(name, "NSGA-II, population 40")
+            colour = colours.get(name, colours["nsga2"])
+            style = "-" if name in LABELS else "--"
+            (labels[label],) = panel.plot([*map(int, counts)], shares, style, color=colour, lw=1.8)
+        bottom = min(row["mean_share"] for row in table if row["search"] == "nsga2")
+        panel.set(title=title, xlabel="evaluations", xscale="log")
+        panel.set_ylim(bottom=bottom - 0.6 * (1.0 - bottom), top=1.0)
+        panel.xaxis.set_minor_formatter(NullFormatter())
         panel.set_xticks([20, 50, 100, 200, 400], ["20", "50", "100", "200", "400"])
-        panel.set_ylim(
-            bottom=min(row["curve"][POINTS[2]] for row in table if POINTS[2] in row["curve"])
-        )
         panel.grid(alpha=0.3)
     for panel in panels[len(tables) :]:
         panel.remove()
-    panels[0].legend(fontsize=8, loc="lower right")
-    figure.savefig(path, dpi=110)
+    figure.supylabel("share of the true hypervolume")
+    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=3)
+    figure.savefig(path, dpi=100)
 
 
 def main(
