@@ -3,18 +3,16 @@
     python benchmarks/shared_weights.py --data cifar10.npz --out DIR --seeds 3
 
 For every seed the pipeline runs twice on the same blocks, at a size for two cores (3,000 images of
-16x16). First with proxy training; then with shared weights, whose epochs and evaluations are chosen
-so that stage two takes as long. Members of both fronts are trained from scratch by one recipe. A
-run that was killed goes on when the same command is called again.
+16x16). First with proxy training; then with shared weights, whose epochs and evaluations are such
+that stage two takes about as long; both wall times are printed. Members of both fronts are trained
+from scratch by one recipe. A run that was killed goes on when the same command is called again.
 """
 
 import json
 import statistics
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from configs import FOLDER
@@ -23,12 +21,10 @@ from evaluation.parallel import Workers
 from evaluation.pareto import Box
 from evaluation.records import ModelRecord
 from evaluation.run_folder import RunFolder
-from netsearch.search import Ranking, network_problem
+from netsearch.search import Ranking
 from netsearch.shared_training import (
     SHARED_STAGE,
-    SharedWeightsConfig,
     score,
-    train_shared,
 )
 from netsearch.shared_weights import SharedWeights
 from run_pipeline import Config, Pipeline
@@ -40,7 +36,6 @@ SETTINGS = (
     *("netsearch.depths=[1, 2]", "netsearch.widths=[4, 8, 16]"),
     *("retrain.members=4", "retrain.baselines=0", "retrain.seeds=[0]", "retrain.train.epochs=5"),
 )
-TRAINED = 0.75  # part of the wall time that shared weights are trained, the rest they score
 
 
 def pipeline(data: Path, out: Path, seed: int, *changes: str) -> Pipeline:
@@ -58,38 +53,6 @@ def stage_two_s(one: Pipeline) -> float:
     return sum(one.folder.seconds(stage)[0] for stage in (SHARED_STAGE, "networks"))
 
 
-def planned(proxy: Pipeline, wall_s: float, path: Path) -> tuple[int, int]:
-    """Return epochs and evaluations of shared weights that take about `wall_s`; measured once."""
-    if path.exists():
-        epochs, evaluations = json.loads(path.read_text())
-        return epochs, evaluations
-    config, library = proxy.config, proxy.search_blocks()
-    problem = network_problem(config.netsearch, library, proxy.images)
-    shared = SharedWeights(problem.space, problem.cells, problem.image_shape, problem.classes)
-    settings, ends = SharedWeightsConfig(epochs=2), []
-    torch.set_num_threads(2)  # as the stage has it
-    train_shared(
-        shared,
-        proxy.dataset,
-        settings,
-        config.netsearch.train,
-        seed=0,
-        augment=config.data.augment,
-        on_epoch=lambda epoch, loss: ends.append(time.perf_counter()),
-    )
-    epoch_s = ends[1] - ends[0]
-    torch.set_num_threads(1)  # as in a worker
-    score(shared, problem.space.decode((0,) * len(problem.space.upper)), proxy.dataset, 500)
-    middle = problem.space.decode(tuple(int(top) // 2 for top in problem.space.upper))
-    began = time.perf_counter()
-    score(shared, middle, proxy.dataset, settings.calibration_images)
-    score_s = (time.perf_counter() - began) / 2  # two workers
-    epochs = max(1, round(TRAINED * wall_s / epoch_s))
-    evaluations = max(24, min(300, round((1 - TRAINED) * wall_s / score_s)))
-    path.write_text(json.dumps([epochs, evaluations]))
-    return epochs, evaluations
-
-
 def tested(records: list[ModelRecord], box: Box) -> float:
     """Return the share of the box that retrained members dominate by their test error."""
     points = [
@@ -98,11 +61,10 @@ def tested(records: list[ModelRecord], box: Box) -> float:
     return box.hypervolume(points)
 
 
-def compare(data: Path, out: Path, seed: int) -> dict[str, Any]:
+def compare(data: Path, out: Path, seed: int, epochs: int, evaluations: int) -> dict[str, Any]:
     """Run both ways with one seed and return what was measured."""
     proxy = pipeline(data, out / f"proxy-{seed}", seed)
     wall_s = stage_two_s(proxy)
-    epochs, evaluations = planned(proxy, wall_s, out / f"plan-{seed}.json")
     changes = (
         *("netsearch.estimate=shared_weights", f"netsearch.shared_weights.epochs={epochs}"),
         *("netsearch.shared_weights.checked=0", f"netsearch.evaluations={evaluations}"),
@@ -147,12 +109,14 @@ def main(
     data: Annotated[Path, typer.Option(help="CIFAR-10 as one .npz.")],
     out: Annotated[Path, typer.Option(help="Where the runs go.")],
     seeds: Annotated[int, typer.Option(min=1)] = 3,
+    epochs: Annotated[int, typer.Option(min=1, help="Of the shared weights.")] = 12,
+    evaluations: Annotated[int, typer.Option(min=4, help="With shared weights.")] = 300,
 ) -> None:
     """Print a line of JSON per seed, then means and standard deviations."""
     out.mkdir(parents=True, exist_ok=True)
     rows = []
     for seed in range(seeds):
-        rows.append(compare(data.resolve(), out, seed))
+        rows.append(compare(data.resolve(), out, seed, epochs, evaluations))
         print(json.dumps(rows[-1]), flush=True)
     for name in rows[0]:
         values = [row[name] for row in rows]

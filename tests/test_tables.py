@@ -123,7 +123,9 @@ def test_a_table_with_other_columns_says_which_are_missing(tmp_path):
         nats_size(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"c0,c1\n1,2")[:-9]])
+@pytest.mark.parametrize(
+    "content", [b"no gzip", gzip.compress(b"c0,c1\n1,2")[:-9]], ids=["no gzip", "cut"]
+)
 def test_a_damaged_table_is_named(tmp_path, content):
     path = tmp_path / "nats_size_cifar10.csv.gz"
     path.write_bytes(content)
