@@ -31,8 +31,9 @@ from run_pipeline import Config, Pipeline
 
 SETTINGS = (
     *("data.max_train_images=3000", "data.max_test_images=5000"),
-    *("blocksearch.epochs=2", "netsearch.random_search=false", "netsearch.evaluations=40"),
+    *("blocksearch.epochs=1", "netsearch.random_search=false", "netsearch.evaluations=24"),
     "netsearch.train.epochs=4",
+    "blocksearch.strategies.enhanced_gradient.complexity_weight=0.5",
     *("netsearch.depths=[1, 2]", "netsearch.widths=[4, 8, 16]"),
     *("retrain.members=4", "retrain.baselines=0", "retrain.seeds=[0]", "retrain.train.epochs=5"),
 )
@@ -109,8 +110,8 @@ def main(
     data: Annotated[Path, typer.Option(help="CIFAR-10 as one .npz.")],
     out: Annotated[Path, typer.Option(help="Where the runs go.")],
     seeds: Annotated[int, typer.Option(min=1)] = 3,
-    epochs: Annotated[int, typer.Option(min=1, help="Of the shared weights.")] = 12,
-    evaluations: Annotated[int, typer.Option(min=4, help="With shared weights.")] = 300,
+    epochs: Annotated[int, typer.Option(min=1, help="Of the shared weights.")] = 6,
+    evaluations: Annotated[int, typer.Option(min=4, help="With shared weights.")] = 150,
 ) -> None:
     """Print a line of JSON per seed, then means and standard deviations."""
     out.mkdir(parents=True, exist_ok=True)
