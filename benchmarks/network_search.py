@@ -117,7 +117,7 @@ def compare(problem: TableProblem, evaluations: int, seeds: int, jobs: int) -> l
     calls = (
         delayed(run_one)(problem, *plan, seed) for plan in plans.values() for seed in range(seeds)
     )
-    runs = Parallel(n_jobs=jobs)(calls)
+    runs = Parallel(n_jobs=jobs, max_nbytes=None)(calls)  # no files to leave behind
     by_plan = {name: runs[i * seeds : (i + 1) * seeds] for i, name in enumerate(plans)}
     plain = [one.shares[evaluations] for one in by_plan["nsga2"]]
     rows = []
