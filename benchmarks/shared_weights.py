@@ -110,8 +110,8 @@ def main(
     data: Annotated[Path, typer.Option(help="CIFAR-10 as one .npz.")],
     out: Annotated[Path, typer.Option(help="Where the runs go.")],
     seeds: Annotated[int, typer.Option(min=1)] = 3,
-    epochs: Annotated[int, typer.Option(min=1, help="Of the shared weights.")] = 6,
-    evaluations: Annotated[int, typer.Option(min=4, help="With shared weights.")] = 150,
+    epochs: Annotated[int, typer.Option(min=1, help="Of the shared weights.")] = 12,
+    evaluations: Annotated[int, typer.Option(min=4, help="With shared weights.")] = 300,
 ) -> None:
     """Print a line of JSON per seed, then means and standard deviations."""
     out.mkdir(parents=True, exist_ok=True)
