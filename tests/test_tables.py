@@ -83,13 +83,13 @@ def test_features_do_not_see_ops_that_nothing_reaches(cells):
 # Measured with benchmarks/network_search.py, 20 seeds, see docs/searches.md.
 @pytest.mark.parametrize(("population", "evaluations", "least"), [(20, 100, 0.95), (40, 400, 0.96)])
 def test_on_the_size_table_plain_nsga2_nears_the_true_front(sizes, population, evaluations, least):
-    shares = [share(sizes, "nsga2", evaluations, population, seed) for seed in range(10)]
+    shares = [share(sizes, "nsga2", evaluations, population, seed) for seed in range(20)]
     assert np.mean(shares) >= least
     uniform = []
-    for seed in range(10):
+    for seed in range(20):
         rows = np.random.default_rng(seed).choice(len(sizes.genomes), evaluations, replace=False)
         uniform.append(sizes.share([tuple(g) for g in sizes.genomes[rows].tolist()]))
-    assert (np.array(shares) > np.array(uniform)).sum() >= 8
+    assert (np.array(shares) > np.array(uniform)).sum() >= 15
 
 
 def test_in_100_evaluations_the_default_beats_nsga2_and_equals_its_400_on_the_size_table(sizes):
