@@ -35,7 +35,7 @@ from pymoo.optimize import minimize
 
 from evaluation.errors import InputError
 from netsearch.engine import Batch, SearchConfig, run_search
-from netsearch.problem import Floats, Genome
+from netsearch.genome import Floats, Genome
 from netsearch.searches import LABELS, SEARCHES
 from netsearch.tables import TableProblem, nats_size, nb201
 

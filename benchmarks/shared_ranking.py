@@ -72,7 +72,7 @@ class Task:
         )
         rng = np.random.default_rng(seed)
         sizes = [i % SIZE_STEPS / (SIZE_STEPS - 1) for i in range(networks)]
-        self.specs = [self.space.decode(self.space.random_of_size(s, rng)) for s in sizes]
+        self.specs = [self.space.decode(self.space.genes.random_of_size(s, rng)) for s in sizes]
 
     @property
     def params(self) -> list[float]:

@@ -101,8 +101,8 @@ class Table:
         Raises:
             InputError: If a file is missing or lacks a column or a cell.
         """
-        accuracy = _read(folder / "nb201_accuracy.csv.gz")
-        latency = _read(folder / "nb201_latency_help.csv.gz")
+        accuracy = read_rows(folder / "nb201_accuracy.csv.gz")
+        latency = read_rows(folder / "nb201_latency_help.csv.gz")
         rows = {}
         try:
             for one, other in zip(accuracy, latency, strict=True):
@@ -129,11 +129,16 @@ class Table:
         return max(self.rows, key=lambda code: self.rows[code][column])
 
 
-def _read(path: Path) -> list[dict[str, str]]:
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Read a compressed CSV file, a mapping of column to text per row.
+
+    Raises:
+        InputError: If it is missing or damaged.
+    """
     if not path.is_file():
-        raise InputError(f"{path}: no such table; NAS-Bench-201's tables are needed here")
+        raise InputError(f"{path}: no such table")
     try:
         with gzip.open(path, "rt", newline="") as file:
             return list(csv.DictReader(file))
-    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError) as error:
+    except (EOFError, OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: damaged: {error}") from error

@@ -7,11 +7,12 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 from evaluation.errors import InputError
 
-COST_NAMES = ("params", "flops", "bits", "latency_ms")  # what `Cost.count` knows
+CostName = Literal["params", "flops", "bits", "latency_ms"]
+COST_NAMES: tuple[str, ...] = get_args(CostName)  # what `Cost.count` knows
 
 
 @dataclass(frozen=True)

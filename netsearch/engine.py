@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from evaluation.pareto import non_dominated
-from netsearch.problem import Floats, Genome, Problem
+from netsearch.genome import Floats, Genome
+from netsearch.problem import Problem
 
 SearchName = Literal["random", "nsga2", "surrogate", "smem", "halving"]
 WHOLE = 1e-9  # a sum of fidelities counts as whole within this

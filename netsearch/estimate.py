@@ -14,7 +14,8 @@ from evaluation.parallel import WorkerDied, Workers, run_tasks
 from evaluation.records import Archive, ModelRecord
 from evaluation.training import TrainingContext, accuracy, seeded_model, train
 from netsearch.engine import Batch
-from netsearch.problem import Floats, Genome, NetworkProblem
+from netsearch.genome import Floats, Genome
+from netsearch.problem import NetworkProblem
 from netsearch.shared_training import SharedContext, estimate_shared
 
 

@@ -4,12 +4,17 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from blocksearch.space import Cell
 
+Genome = tuple[int, ...]
+Floats = NDArray[np.float64]
+
+SIZES, KINDS = "sizes", "kinds"  # genes whose choices ascend; genes whose choices have no order
 SMALLEST_SIDE_PX = 8  # resolution halves until it is at most this
 MIN_STAGES = 2
 
@@ -56,6 +61,54 @@ class NetworkSpec:
             [cells[name].id for name in self.reductions],
         ]
         return hashlib.sha256(json.dumps(structure).encode()).hexdigest()[:10]
+
+
+@dataclass(frozen=True)
+class Genes:
+    """The genes of a space: each an index into a list of choices, from 0.
+
+    Attributes:
+        upper: Largest value of each gene, (G,).
+        groups: (`SIZES` or `KINDS`, number of genes) in turn; the genes of a group share their
+            list of choices.
+    """
+
+    upper: NDArray[np.int64]
+    groups: tuple[tuple[str, int], ...]
+
+    @cached_property
+    def sizes(self) -> NDArray[np.bool_]:
+        """Mark the genes whose choices ascend, (G,)."""
+        return np.array([kind == SIZES for kind, count in self.groups for _ in range(count)])
+
+    def random_of_size(self, size: float, generator: np.random.Generator) -> Genome:
+        """Draw a genome whose sizes lie about `size` of the way up their choices.
+
+        Each size is binomial, so 0 gives the least, 1 the largest; the others are uniform. Uniform
+        genes seldom meet: a network that is small, or large, in all of them hardly comes up.
+        """
+        drawn = np.where(
+            self.sizes,
+            generator.binomial(self.upper, size),
+            generator.integers(0, self.upper + 1),
+        )
+        return tuple(drawn.tolist())
+
+    def features(self, genomes: NDArray[np.int64]) -> Floats:
+        """Return what a regression sees of genomes (N, G), about 0 to 2 each, (N, D).
+
+        A size as its share of the way up, one of the kinds as a unit vector; and for every group
+        how many of its genes have each value, since genes of a group often act alike.
+        """
+        columns, first = [], 0
+        for kind, count in self.groups:
+            group = genomes[:, first : first + count]
+            top = int(self.upper[first : first + count].max())
+            values = np.eye(top + 1)[group]  # (N, genes, choices)
+            single = group / max(top, 1) if kind == SIZES else values.reshape(len(group), -1)
+            columns += [single, 2.0 * values.mean(axis=1)]
+            first += count
+        return np.hstack(columns)
 
 
 @dataclass(frozen=True)
@@ -135,17 +188,12 @@ class GenomeSpace:
             *[self.reduction.index(name) for name in spec.reductions],
         )
 
-    def random(self, generator: np.random.Generator) -> tuple[int, ...]:
+    @cached_property
+    def genes(self) -> Genes:
+        """Depths and widths are sizes, blocks are kinds."""
+        s = self.stages
+        return Genes(self.upper, ((SIZES, s), (SIZES, s), (KINDS, s), (KINDS, s - 1)))
+
+    def random(self, generator: np.random.Generator) -> Genome:
         """Draw a genome uniformly."""
         return tuple(int(gene) for gene in generator.integers(0, self.upper + 1))
-
-    def random_of_size(self, size: float, generator: np.random.Generator) -> tuple[int, ...]:
-        """Draw a genome whose depths and widths lie about `size` of the way up their choices.
-
-        Each is binomial, so 0 gives the least, 1 the largest; blocks are uniform. Uniform genes
-        seldom meet: a network that is small, or large, at all its stages hardly comes up.
-        """
-        ends = 2 * self.stages
-        sizes = generator.binomial(self.upper[:ends], size)
-        blocks = generator.integers(0, self.upper[ends:] + 1)
-        return tuple(int(gene) for gene in (*sizes, *blocks))

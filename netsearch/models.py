@@ -12,7 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
-from netsearch.problem import Floats
+from netsearch.genome import Floats
 
 Predict = Callable[[Floats], tuple[Floats, Floats]]  # features (N, D) -> mean and std, (N,) each
 

@@ -6,69 +6,16 @@ from functools import cached_property
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from blocksearch.space import Cell
 from blocksearch.stack import Stack
 from evaluation.pareto import Budgets
 from evaluation.records import Cost
-from netsearch.genome import GenomeSpace
+from netsearch.genome import Floats, Genes, Genome, GenomeSpace
 from netsearch.latency import LatencyTable
 from netsearch.network import builder, extreme_genomes
 
-Genome = tuple[int, ...]
-Floats = NDArray[np.float64]
-
 TRIES_PER_SAMPLE = 200
-SIZES, KINDS = "sizes", "kinds"  # genes whose choices ascend; genes whose choices have no order
-
-
-@dataclass(frozen=True)
-class Genes:
-    """The genes of a space: each an index into a list of choices, from 0.
-
-    Attributes:
-        upper: Largest value of each gene, (G,).
-        groups: (`SIZES` or `KINDS`, number of genes) in turn; the genes of a group share their
-            list of choices.
-    """
-
-    upper: NDArray[np.int64]
-    groups: tuple[tuple[str, int], ...]
-
-    @cached_property
-    def sizes(self) -> NDArray[np.bool_]:
-        """Mark the genes whose choices ascend, (G,)."""
-        return np.array([kind == SIZES for kind, count in self.groups for _ in range(count)])
-
-    def random_of_size(self, size: float, generator: np.random.Generator) -> Genome:
-        """Draw a genome whose sizes lie about `size` of the way up their choices.
-
-        Each size is binomial, so 0 gives the least, 1 the largest; the others are uniform. Uniform
-        genes seldom meet: a network that is small, or large, in all of them hardly comes up.
-        """
-        drawn = np.where(
-            self.sizes,
-            generator.binomial(self.upper, size),
-            generator.integers(0, self.upper + 1),
-        )
-        return tuple(drawn.tolist())
-
-    def features(self, genomes: NDArray[np.int64]) -> Floats:
-        """Return what a regression sees of genomes (N, G), about 0 to 2 each, (N, D).
-
-        A size as its share of the way up, one of the kinds as a unit vector; and for every group
-        how many of its genes have each value, since genes of a group often act alike.
-        """
-        columns, first = [], 0
-        for kind, count in self.groups:
-            group = genomes[:, first : first + count]
-            top = int(self.upper[first : first + count].max())
-            values = np.eye(top + 1)[group]  # (N, genes, choices)
-            single = group / max(top, 1) if kind == SIZES else values.reshape(len(group), -1)
-            columns += [single, 2.0 * values.mean(axis=1)]
-            first += count
-        return np.hstack(columns)
 
 
 class Problem(Protocol):
@@ -123,12 +70,10 @@ class NetworkProblem:
     _costs: dict[Genome, Cost] = field(default_factory=dict)
     _extreme: dict[str, tuple[Genome, Genome]] = field(default_factory=dict)
 
-    @cached_property
+    @property
     def genes(self) -> Genes:
-        """Depths and widths are sizes, blocks are kinds."""
-        s = self.space.stages
-        groups = ((SIZES, s), (SIZES, s), (KINDS, s), (KINDS, s - 1))
-        return Genes(self.space.upper, groups)
+        """Those of the space."""
+        return self.space.genes
 
     @cached_property
     def bounds(self) -> tuple[Floats, Floats]:

@@ -14,20 +14,19 @@ from blocksearch.space import NORMAL, REDUCTION, SearchSpace
 from evaluation.errors import InputError
 from evaluation.parallel import Workers, run_tasks
 from evaluation.pareto import Box, Budgets, pareto_set, spread
-from evaluation.records import Archive, ModelRecord
+from evaluation.records import COST_NAMES, Archive, CostName, ModelRecord
 from evaluation.training import TrainConfig, TrainingContext
 from netsearch.engine import Batch, SearchConfig, run_search
 from netsearch.estimate import Evaluator, ProxyTraining, SharedScoring, proxy_epochs
-from netsearch.genome import GenomeSpace, stages_for
+from netsearch.genome import Floats, GenomeSpace, stages_for
 from netsearch.latency import LatencyTable
 from netsearch.network import least_cells
-from netsearch.problem import Floats, NetworkProblem
+from netsearch.problem import NetworkProblem
 from netsearch.searches import LABELS, SEARCHES
 from netsearch.searches.halving import fidelities
 from netsearch.shared_training import SharedContext, SharedWeightsConfig, train_shared_weights
 
 EARLY_COUNTS = ("params", "flops")  # of which the least is known before the blocks are
-CostName = Literal["params", "flops", "bits", "latency_ms"]
 
 
 class NetSearchConfig(SearchConfig):
@@ -197,7 +196,7 @@ class NetworkStage:
             InputError: If no network keeps the budgets, or none could be evaluated.
         """
         config, problem = self.config, self.problem
-        for name in ("params", "flops", "bits", "latency_ms"):
+        for name in COST_NAMES:
             check_budget(config, problem, name)
         box = hypervolume_box(problem)
         self.prepare()

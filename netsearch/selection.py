@@ -4,7 +4,7 @@ import numpy as np
 from pymoo.operators.survival.rank_and_crowding.metrics import get_crowding_function
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
-from netsearch.problem import Floats
+from netsearch.genome import Floats
 
 
 def survivors(points: Floats, count: int) -> list[int]:

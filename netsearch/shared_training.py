@@ -37,8 +37,8 @@ from evaluation.training import (
     epoch_generator,
     uses_bfloat16,
 )
-from netsearch.genome import GenomeSpace, NetworkSpec
-from netsearch.problem import Genome, NetworkProblem
+from netsearch.genome import Genome, GenomeSpace, NetworkSpec
+from netsearch.problem import NetworkProblem
 from netsearch.shared_weights import SharedWeights, batch_norms
 
 SIZES = {"sandwich": (1, 0), "fair": ()}  # of a step's first networks: largest, smallest

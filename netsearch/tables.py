@@ -5,8 +5,6 @@ al., 2021, https://arxiv.org/abs/2106.08630), and the size space of NATS-Bench (
 https://arxiv.org/abs/2009.00437). A search that runs on one of them answers in milliseconds.
 """
 
-import csv
-import gzip
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,10 +15,11 @@ from numpy.typing import NDArray
 from pymoo.indicators.hv import HV
 
 from blocksearch import nas_bench_201
+from blocksearch.nas_bench_201 import read_rows
 from evaluation.errors import InputError
 from evaluation.pareto import non_dominated
 from netsearch.engine import Batch
-from netsearch.problem import KINDS, SIZES, Floats, Genes, Genome
+from netsearch.genome import KINDS, SIZES, Floats, Genes, Genome
 
 DATASETS = {"cifar10": "c10", "cifar100": "c100", "imagenet16": "in16"}
 COUNTS = ("params", "flops")
@@ -161,7 +160,7 @@ def nats_size(folder: Path, costs: Sequence[str] = ("params",)) -> TableProblem:
         raise InputError(f"nats_size: no data on {', '.join(costs)}; expected params")
     path = folder / "nats_size_cifar10.csv.gz"
     names = [f"c{layer}" for layer in range(5)]
-    table = _columns(_read(path), path, [*names, "accuracy"])
+    table = _columns(read_rows(path), path, [*names, "accuracy"])
     widths = table[:, :5].astype(np.int64)
     genes = Genes(np.full(5, NATS_WIDTHS - 1), ((SIZES, 5),))
     genomes = widths // 8 - 1
@@ -219,7 +218,7 @@ def nb201(
     if dataset not in DATASETS:
         raise InputError(f"nb201: no data on {dataset!r}; expected {', '.join(DATASETS)}")
     path = folder / "nb201_accuracy.csv.gz"
-    rows, prefix = _read(path), DATASETS[dataset]
+    rows, prefix = read_rows(path), DATASETS[dataset]
     columns = [f"{prefix}_val_12", f"{prefix}_test_200"]
     short, long = 1.0 - _columns(rows, path, columns).T / 100.0
     codes = [row.get("ops", "") for row in rows]
@@ -239,7 +238,7 @@ def _costs(folder: Path, genomes: NDArray[np.int64], names: Sequence[str]) -> Fl
     devices = [name for name in names if name not in COUNTS]
     if devices:
         path = folder / "nb201_latency_help.csv.gz"
-        table = _columns(_read(path), path, devices)
+        table = _columns(read_rows(path), path, devices)
         columns = dict(zip(devices, table.T, strict=True))
     if len(devices) < len(names):
         columns |= _counts(genomes)
@@ -267,16 +266,6 @@ def _without_dead(genomes: NDArray[np.int64]) -> NDArray[np.int64]:
     second[from_second == 0] = middle[from_second == 0] = 0
     first[(middle == 0) & (from_first == 0)] = 0
     return live
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        raise InputError(f"{path}: no such table")
-    try:
-        with gzip.open(path, "rt", newline="") as file:
-            return list(csv.DictReader(file))
-    except (EOFError, OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: damaged: {error}") from error
 
 
 def _columns(rows: Sequence[Mapping[str, str]], path: Path, names: Sequence[str]) -> Floats:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pymoo.core.mutation import Mutation
 from pymoo.core.problem import Problem as PymooProblem
 
-from netsearch.problem import Genome
+from netsearch.genome import Genome
 
 Genomes = NDArray[np.int64]
 

@@ -25,8 +25,8 @@ from evaluation.records import Archive, ModelRecord
 from evaluation.training import TrainConfig, TrainingContext
 from netsearch.engine import Batch, SearchConfig, run_search
 from netsearch.estimate import Evaluator, ProxyTraining
-from netsearch.genome import GenomeSpace
-from netsearch.problem import Floats, Genome, NetworkProblem
+from netsearch.genome import Floats, Genome, GenomeSpace
+from netsearch.problem import NetworkProblem
 from netsearch.searches import SEARCHES
 
 SHAPE, CLASSES = (1, 8, 8), 10

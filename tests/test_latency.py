@@ -251,7 +251,7 @@ def whole_networks_ms(stacks, rounds):
 
 def test_the_sum_ranks_networks_as_measuring_them_whole_does(cells, table):
     generator = np.random.default_rng(0)
-    genomes = [SPACE.random_of_size(size, generator) for size in np.linspace(0, 1, 15)]
+    genomes = [SPACE.genes.random_of_size(size, generator) for size in np.linspace(0, 1, 15)]
     stacks = [stack_of(genome, cells) for genome in genomes]
     predicted = np.array([table.of(stack) for stack in stacks])
     measured = whole_networks_ms(stacks, rounds=3)

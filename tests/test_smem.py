@@ -9,7 +9,8 @@ from scipy.stats import kendalltau
 from sklearn.linear_model import LinearRegression
 
 from netsearch.engine import Batch, SearchConfig, run_search
-from netsearch.problem import SIZES, Floats, Genes, Genome, sample_sizes
+from netsearch.genome import SIZES, Floats, Genes, Genome
+from netsearch.problem import sample_sizes
 from netsearch.searches import SEARCHES
 from netsearch.searches.smem import (
     Smem,

@@ -8,8 +8,8 @@ from pymoo.indicators.hv import HV
 from scipy.stats import kendalltau, norm
 
 from netsearch.engine import SearchConfig
+from netsearch.genome import SIZES, Genes
 from netsearch.models import MODELS
-from netsearch.problem import SIZES, Genes
 from netsearch.searches.surrogate import (
     Surrogate,
     budget_points,

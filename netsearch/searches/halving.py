@@ -12,7 +12,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from netsearch.engine import Batch, History, SearchConfig
-from netsearch.problem import Floats, Genome, Problem, sample_sizes
+from netsearch.genome import Floats, Genome
+from netsearch.problem import Problem, sample_sizes
 from netsearch.selection import survivors
 from netsearch.variation import children
 

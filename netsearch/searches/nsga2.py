@@ -21,7 +21,8 @@ from pymoo.problems.static import StaticProblem
 from pymoo.util.ref_dirs import get_reference_directions
 
 from netsearch.engine import Batch, SearchConfig
-from netsearch.problem import Floats, Genome, Problem, sample_sizes
+from netsearch.genome import Floats, Genome
+from netsearch.problem import Problem, sample_sizes
 from netsearch.variation import Genomes, RandomReset
 
 FAILED_ERROR = 1.0  # told to pymoo for a failed candidate; it never enters the archive

@@ -3,7 +3,8 @@
 import numpy as np
 
 from netsearch.engine import Batch, SearchConfig
-from netsearch.problem import Floats, Problem, sample_sizes
+from netsearch.genome import Floats
+from netsearch.problem import Problem, sample_sizes
 
 
 class RandomSearch:

@@ -19,7 +19,8 @@ from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
 from netsearch.engine import Batch, History, SearchConfig
-from netsearch.problem import Floats, Genome, Problem, sample_sizes
+from netsearch.genome import Floats, Genome
+from netsearch.problem import Problem, sample_sizes
 from netsearch.selection import survivors
 from netsearch.variation import children
 

@@ -17,8 +17,9 @@ from scipy.stats import qmc
 from threadpoolctl import threadpool_limits
 
 from netsearch.engine import Batch, History, SearchConfig
+from netsearch.genome import Floats, Genome
 from netsearch.models import MODELS
-from netsearch.problem import Floats, Genome, Problem, sample_sizes
+from netsearch.problem import Problem, sample_sizes
 from netsearch.variation import children, neighbours
 
 LEAST_ERROR = 1e-3  # an error of nothing has no logarithm
