@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-from evaluation.errors import InputError
+from evaluation.errors import InputError, not_installed
 from evaluation.tasks import Task, WorkerDied
 
 K = TypeVar("K", bound=Hashable)
@@ -77,7 +77,7 @@ class DaskCluster:
         try:
             from dask.distributed import Client, LocalCluster
         except ImportError as error:
-            raise InputError(_missing("dask")) from error
+            raise not_installed("dask", "workers.backend") from error
         self.address = address
         if address is not None:
             _check_answers(address)
@@ -163,7 +163,7 @@ class RayCluster:
         try:
             import ray
         except ImportError as error:
-            raise InputError(_missing("ray")) from error
+            raise not_installed("ray", "workers.backend") from error
         self.address = address
         own: dict[str, Any] = {}
         if address is None:
@@ -272,10 +272,6 @@ def disconnect(key: tuple[str, str | None]) -> None:
     """Leave a cluster, if it is open."""
     if key in _open:
         _open.pop(key)[0].close()
-
-
-def _missing(extra: str) -> str:
-    return f"workers.backend: {extra} is not installed; pip install 'paretoblocks[{extra}]'"
 
 
 def _check_answers(address: str) -> None:

@@ -1,5 +1,21 @@
 """The one error type that the command line turns into a message and exit status 2."""
 
 
+LONGEST_REASON = 300  # characters
+
+
 class InputError(ValueError):
     """What the user gave cannot be used; the message names what came and what was expected."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Return why something failed in a line that fits into a record: the type, then the message."""
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"[:LONGEST_REASON]
+
+
+def not_installed(extra: str, needed_for: str) -> InputError:
+    """Return the error for a package of one of our extras that is not there."""
+    return InputError(
+        f"{needed_for}: the extra {extra!r} is not installed; pip install 'paretoblocks[{extra}]'"
+    )

@@ -207,6 +207,43 @@ class Archive:
         self._records[record.id] = record
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a whole network, at batch 1.
+
+    Attributes:
+        latency_ms: Median milliseconds of a forward pass; None where it does not count.
+        spread_ms: Their interquartile range; None likewise.
+        file_bytes: Size of the file of its weights; None where there is none.
+    """
+
+    latency_ms: float | None
+    spread_ms: float | None
+    file_bytes: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Any) -> Self:
+        """Rebuild from `to_json`.
+
+        Raises:
+            ValueError: If a field is missing, unknown or no positive figure.
+        """
+        try:
+            measured = cls(**data)
+            size = 1 if measured.file_bytes is None else measured.file_bytes
+            times = [ms for ms in (measured.latency_ms, measured.spread_ms) if ms is not None]
+            fits = all(0 <= ms < math.inf for ms in times) and measured.latency_ms != 0
+        except TypeError as error:
+            raise ValueError(f"not a measurement: {error}") from error
+        if not fits or not isinstance(size, int) or size < 1:
+            raise ValueError(f"not a measurement: {data}")
+        return measured
+
+
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a whole file under a temporary name, force it to disk, then rename it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)

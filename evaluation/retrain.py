@@ -8,15 +8,17 @@ from typing import Annotated
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from safetensors.torch import save
 from torch import nn
 
 from evaluation.data import worker_dataset
-from evaluation.errors import InputError
+from evaluation.errors import InputError, reason_of
 from evaluation.metrics import MetricsLog
 from evaluation.parallel import Workers, run_tasks
-from evaluation.records import ModelRecord, read_json, write_atomic, write_json
+from evaluation.records import ModelRecord, read_json, write_json
 from evaluation.training import TrainConfig, TrainingContext, accuracy, seeded_model, train
+from evaluation.weights import save_weights
+
+WEIGHTS = "weights.safetensors"
 
 
 class RetrainConfig(BaseModel):
@@ -39,11 +41,24 @@ class RetrainConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Trial:
-    """A network to retrain: what is known of it, how to build it, and its folder in the run."""
+    """A network to retrain.
+
+    Attributes:
+        folder: Of its group in the run.
+        record: What is known of it.
+        build: Returns it with fresh weights.
+        description: What stands beside its weights, so that the file says what they are of.
+    """
 
     folder: str
     record: ModelRecord
     build: Callable[[], nn.Module]
+    description: str = ""
+
+    @property
+    def place(self) -> str:
+        """Its own folder in the run."""
+        return f"{self.folder}/{self.record.id}"
 
 
 def retrain_all(
@@ -64,9 +79,9 @@ def retrain_all(
         (trial, seed): (
             trial.build,
             seed,
-            out / trial.folder / trial.record.id,
+            out / trial.place,
             context,
-            seed == config.seeds[0],
+            trial.description if seed == config.seeds[0] else None,
         )
         for trial in trials
         for seed in config.seeds
@@ -81,7 +96,7 @@ def retrain_all(
         else:
             reason = next(str(a) for a in accuracies if not isinstance(a, float))
             record = replace(trial.record, failure=f"retraining: {reason}")
-        write_json(out / trial.folder / record.id / "record.json", record.to_json())
+        write_json(out / trial.place / "record.json", record.to_json())
         records.append(record)
     return records
 
@@ -91,7 +106,7 @@ def retrain(
     seed: int,
     folder: Path,
     context: TrainingContext,
-    keep_weights: bool,
+    description: str | None,
 ) -> float | str:
     """Train one network from scratch with one seed and return its test accuracy in [0, 1].
 
@@ -104,7 +119,8 @@ def retrain(
         seed: Of the initial weights, the order of the images and the augmentation.
         folder: Where this network's files go.
         context: Data, recipe and device.
-        keep_weights: Whether to leave the weights as `weights.safetensors`.
+        description: The weights stay as `weights.safetensors`, with this in the header; None keeps
+            none.
     """
     result = folder / f"seed-{seed}.json"
     checkpoint = folder / f"seed-{seed}.ckpt"
@@ -129,10 +145,9 @@ def retrain(
     except torch.AcceleratorError:
         raise  # the device is broken for this process: no fault of the network
     except (RuntimeError, MemoryError) as error:
-        return f"{type(error).__name__}: {error}"
-    if keep_weights:
-        state = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
-        write_atomic(folder / "weights.safetensors", save(state))
+        return reason_of(error)
+    if description is not None:
+        save_weights(folder / WEIGHTS, model, description)
     write_json(result, {"seed": seed, "test_accuracy": test_accuracy})
     checkpoint.unlink(missing_ok=True)
     log.write(test_accuracy=test_accuracy, seconds=time.perf_counter() - began)

@@ -3,6 +3,7 @@
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -187,7 +188,8 @@ def _read_folder(config: DataConfig) -> Source:
     for name, classes in files.items():
         paths = [path for paths in classes.values() for path in paths]
         with ThreadPoolExecutor() as pool:
-            images = np.stack(list(pool.map(lambda path: _read_image(path, side_px), paths)))
+            read = partial(read_image, size=(side_px, side_px))
+            images = np.stack(list(pool.map(read, paths)))
         parts[name] = images, np.repeat(np.arange(len(classes)), [*map(len, classes.values())])
     return _join(parts, names["train"])
 
@@ -203,8 +205,20 @@ def _list_classes(folder: Path) -> dict[str, list[Path]]:
     return classes
 
 
-def _read_image(path: Path, side_px: int) -> Pixels:
-    """Return (side, side, 3): upright by EXIF, 16-bit grey scaled to 8, transparency on white."""
+def read_image(path: Path, size: tuple[int, int], mode: str = "RGB") -> Pixels:
+    """Read a picture: upright by EXIF, 16-bit grey scaled to 8, transparency on white.
+
+    Args:
+        path: The file.
+        size: (width, height), see `fit`.
+        mode: Of Pillow, `RGB` or `L`.
+
+    Returns:
+        (H, W, 3) or (H, W).
+
+    Raises:
+        InputError: If it is no undamaged image, or too small; names the file.
+    """
     try:
         with Image.open(path) as stored:
             image = ImageOps.exif_transpose(stored)
@@ -221,7 +235,8 @@ def _read_image(path: Path, side_px: int) -> Pixels:
         min(width, height) >= MIN_SIDE_PX,
         f"{path}: expected at least {MIN_SIDE_PX} x {MIN_SIDE_PX} px, got {width} x {height}",
     )
-    return fit(image, (side_px, side_px))
+    pixels = fit(image, size)
+    return pixels if mode == "RGB" else np.asarray(Image.fromarray(pixels).convert(mode))
 
 
 _READERS = {"digits": _read_digits, "npz": _read_npz, "folder": _read_folder}

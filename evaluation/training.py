@@ -59,6 +59,11 @@ def cosine(progress: float, warmup: float = 0.0) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * (progress - warmup) / (1.0 - warmup)))
 
 
+def learning_rate(recipe: TrainConfig, epochs_done: float, epochs: float) -> float:
+    """Return the learning rate after so many of all epochs, which may be parts of one."""
+    return recipe.learning_rate * cosine(epochs_done / epochs, recipe.warmup)
+
+
 def epoch_generator(seed: int, epoch: int, stream: int = 0) -> torch.Generator:
     """Return the CPU generator of one epoch, so that a resumed run draws as the unbroken one."""
     return torch.Generator().manual_seed((seed * SEEDS_PER_RUN + epoch) * 4 + stream)
@@ -156,8 +161,8 @@ def train(
         losses = []
         stream = batches(split, config.batch_size, epoch_generator(seed, epoch), augment)
         for step, (images, labels) in enumerate(stream):
-            progress = (epoch + (step + 1) / steps) / (config.epochs + 1 / steps)
-            update.rate.fill_(config.learning_rate * cosine(progress, config.warmup))
+            rate = learning_rate(config, epoch + (step + 1) / steps, config.epochs + 1 / steps)
+            update.rate.fill_(rate)
             losses.append(captured(images, labels)["loss"])
         mean_loss = float(torch.stack(losses).mean())
         if not math.isfinite(mean_loss):

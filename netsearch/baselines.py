@@ -7,10 +7,12 @@ from dataclasses import replace
 
 from blocksearch.space import Cell, SearchSpace
 from evaluation.baselines import mobilenet_near
+from evaluation.preprocessing import Preprocessing
 from evaluation.records import ModelRecord
 from evaluation.retrain import Trial
 from netsearch.genome import NetworkSpec
-from netsearch.network import builder, predict_cost
+from netsearch.network import predict_cost
+from netsearch.saved import trial
 
 SCALES = tuple(0.25 * 1.06**step for step in range(48))  # 0.25 to 3.9
 WIDTH_STEP = 4
@@ -25,12 +27,12 @@ def baseline_trials(
     spec: NetworkSpec,
     *,
     space: SearchSpace,
-    image_shape: tuple[int, int, int],
-    classes: int,
+    preprocessing: Preprocessing,
     seed: int,
 ) -> list[Trial]:
     """Return a network of random blocks and a MobileNetV2 to retrain beside a found network."""
     random_folder, ready_made_folder = FOLDERS
+    image_shape, classes = preprocessing.image_shape, len(preprocessing.class_names)
     twin, cells = random_twin(
         spec,
         record.cost.params,
@@ -46,7 +48,7 @@ def baseline_trials(
         f"mobilenet_v2-x{mobilenet.width:.3f}", (), (), mobilenet.cost, record.seed
     )
     return [
-        Trial(random_folder, twin_record, builder(twin, cells, image_shape, classes)),
+        trial(twin_record, twin, cells, preprocessing, folder=random_folder),
         Trial(ready_made_folder, mobilenet_record, mobilenet),
     ]
 

@@ -9,6 +9,7 @@ import torch
 
 from blocksearch.stack import Stack
 from evaluation.data import worker_dataset
+from evaluation.errors import reason_of
 from evaluation.metrics import MetricsLog
 from evaluation.parallel import WorkerDied, Workers, run_tasks
 from evaluation.records import Archive, ModelRecord
@@ -40,15 +41,11 @@ def estimate(record: ModelRecord, build: Stack, context: TrainingContext) -> Mod
     except torch.AcceleratorError:
         raise  # the device is broken for this process: no fault of the candidate
     except (RuntimeError, ValueError, MemoryError) as error:  # torch's out-of-memory is the first
-        record = replace(record, failure=_reason(error))
+        record = replace(record, failure=reason_of(error))
     MetricsLog(context.metrics, "networks", record.id).write(
         valid_accuracy=record.valid_accuracy, seconds=time.perf_counter() - began
     )
     return record
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
 
 
 Judge = Callable[..., ModelRecord]
@@ -146,7 +143,7 @@ class Evaluator:
             tasks[id] = self.method.arguments(blanks[id], self.problem, batch.fidelity)
         for id, result in run_tasks(self.method.judge, tasks, self.workers):
             if isinstance(result, WorkerDied):
-                result = replace(blanks[id], failure=_reason(result))
+                result = replace(blanks[id], failure=reason_of(result))
             self._add(archive, result)
         return np.array([self._error(genome, archive) for genome in batch.genomes])
 

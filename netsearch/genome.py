@@ -3,8 +3,9 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +62,30 @@ class NetworkSpec:
             [cells[name].id for name in self.reductions],
         ]
         return hashlib.sha256(json.dumps(structure).encode()).hexdigest()[:10]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Any) -> Self:
+        """Rebuild from `to_json`.
+
+        Raises:
+            ValueError: If the data has another form, or a size below 1.
+        """
+        try:
+            stages = tuple(
+                Stage(str(one["block"]), int(one["repeats"]), int(one["channels"]))
+                for one in data["stages"]
+            )
+            spec = cls(stages, tuple(str(name) for name in data["reductions"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"not a network: {str(data)[:200]}") from error
+        sizes = [size for stage in stages for size in (stage.repeats, stage.channels)]
+        if not stages or min(sizes) < 1 or len(spec.reductions) != len(stages) - 1:
+            raise ValueError(f"not a network: {str(data)[:200]}")
+        return spec
 
 
 @dataclass(frozen=True)

@@ -80,28 +80,6 @@ def extreme_genomes(
     return settle((0,) * len(largest), 1), settle(largest, -1)
 
 
-def extreme_costs(
-    space: GenomeSpace,
-    cells: Mapping[str, Cell],
-    image_shape: tuple[int, int, int],
-    classes: int,
-) -> tuple[Cost, Cost]:
-    """Return the least and the largest params and FLOPs that a network of the space has.
-
-    The two counts of one answer may belong to two networks.
-    """
-
-    def cost(genome: tuple[int, ...]) -> Cost:
-        return predict_cost(space.decode(genome), cells, image_shape, classes)
-
-    def ends(count: str) -> list[int]:
-        extremes = extreme_genomes(space, lambda genome: cost(genome).count(count))
-        return [int(cost(genome).count(count)) for genome in extremes]
-
-    params, flops = ends("params"), ends("flops")
-    return Cost(params[0], flops[0]), Cost(params[1], flops[1])
-
-
 def least_cells(space: SearchSpace, count: str) -> dict[str, Cell]:
     """Return a normal and a reduction cell than which none of the space has fewer `count`.
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from evaluation.checkpoint import load_checkpoint, save_checkpoint
 from evaluation.data import AugmentConfig, DataConfig, Dataset, batches, worker_dataset
-from evaluation.errors import InputError
+from evaluation.errors import InputError, reason_of
 from evaluation.metrics import MetricsLog
 from evaluation.records import ModelRecord
 from evaluation.training import (
@@ -33,8 +33,8 @@ from evaluation.training import (
     TrainingContext,
     TrainingError,
     accuracy,
-    cosine,
     epoch_generator,
+    learning_rate,
     uses_bfloat16,
 )
 from netsearch.genome import Genome, GenomeSpace, NetworkSpec
@@ -169,8 +169,7 @@ def train_shared(
         stream = batches(split, recipe.batch_size, epoch_generator(seed, epoch), augment)
         losses = []
         for step, (images, labels) in enumerate(stream):
-            progress = (epoch + (step + 1) / steps) / (config.epochs + 1 / steps)
-            rate = recipe.learning_rate * cosine(progress, recipe.warmup)
+            rate = learning_rate(recipe, epoch + (step + 1) / steps, config.epochs + 1 / steps)
             losses.append(update(next(sampled), images, labels, rate))
         mean_loss = float(torch.stack(losses).mean())
         if not math.isfinite(mean_loss):
@@ -217,7 +216,7 @@ def train_shared_weights(
     except torch.AcceleratorError:
         raise  # the device is broken for this process
     except (RuntimeError, MemoryError) as error:
-        return f"{type(error).__name__}: {error}".splitlines()[0]
+        return reason_of(error)
     shared.save(path)
     checkpoint.unlink(missing_ok=True)
     log.write(seconds=time.perf_counter() - began)
@@ -331,8 +330,7 @@ def estimate_shared(record: ModelRecord, spec: NetworkSpec, context: SharedConte
     except torch.AcceleratorError:
         raise  # the device is broken for this process: no fault of the candidate
     except (RuntimeError, MemoryError) as error:  # torch's out-of-memory is the first
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        record = replace(record, failure=reason[:300])
+        record = replace(record, failure=reason_of(error))
     MetricsLog(context.metrics, "networks", record.id).write(
         valid_accuracy=record.valid_accuracy, seconds=time.perf_counter() - began
     )

@@ -1,16 +1,21 @@
 """Variation of genomes: reset mutation, uniform crossover, one-gene neighbours."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pymoo.core.mutation import Mutation
 from pymoo.core.problem import Problem as PymooProblem
 
+from netsearch.engine import SearchConfig
 from netsearch.genome import Genome
+from netsearch.problem import Problem
 
 Genomes = NDArray[np.int64]
+
+LAST_DRAWS = 1000
 
 
 class RandomReset(Mutation):  # type: ignore[misc]
@@ -38,31 +43,44 @@ def reset(
     return changed
 
 
-def children(
-    parents: Sequence[Genome],
-    count: int,
-    *,
-    upper: Genomes,
-    crossover: float,
-    mutation: float,
-    generator: np.random.Generator,
-) -> list[Genome]:
-    """Return `count` genomes: of two parents, or of one, then mutated.
+@dataclass(frozen=True)
+class Variation:
+    """Where new genomes come from.
 
-    Args:
-        parents: Drawn uniformly.
-        count: How many.
+    Attributes:
         upper: Largest value of each gene, (G,).
         crossover: Probability that a child has genes of two parents, each gene of either.
         mutation: Probability of another value, per gene.
         generator: Of all chance.
     """
-    pool = np.array(parents)
-    first, second = pool[generator.integers(0, len(pool), (2, count))]
-    crossed = generator.random((count, 1)) < crossover
-    of_second = crossed & (generator.random(first.shape) < 0.5)
-    mixed = reset(np.where(of_second, second, first), upper, mutation, generator)
-    return [tuple(row) for row in mixed.tolist()]
+
+    upper: Genomes
+    crossover: float
+    mutation: float
+    generator: np.random.Generator
+
+    @classmethod
+    def of(cls, problem: Problem, config: SearchConfig, generator: np.random.Generator) -> Self:
+        """Return what a config asks for; without a mutation rate, one gene changes on average."""
+        upper = problem.genes.upper
+        return cls(upper, config.crossover, config.mutation or 1.0 / len(upper), generator)
+
+    def children(self, parents: Sequence[Genome], count: int) -> list[Genome]:
+        """Return `count` genomes: of two parents, or of one, drawn uniformly, then mutated."""
+        pool, generator = np.array(parents), self.generator
+        first, second = pool[generator.integers(0, len(pool), (2, count))]
+        crossed = generator.random((count, 1)) < self.crossover
+        of_second = crossed & (generator.random(first.shape) < 0.5)
+        mixed = np.where(of_second, second, first)
+        return _genomes(reset(mixed, self.upper, self.mutation, generator))
+
+    def anywhere(self, count: int = LAST_DRAWS) -> list[Genome]:
+        """Return `count` uniform genomes, for when those nearby are known."""
+        return _genomes(self.generator.integers(0, self.upper + 1, (count, len(self.upper))))
+
+
+def _genomes(rows: Genomes) -> list[Genome]:
+    return [tuple(row) for row in rows.tolist()]
 
 
 def neighbours(genome: Genome, upper: Genomes) -> list[Genome]:

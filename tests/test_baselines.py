@@ -11,6 +11,7 @@ from blocksearch.ops import LIGHT_OPS
 from blocksearch.space import SearchSpace
 from evaluation.baselines import WIDTHS, MobileNetV2, mobilenet_near
 from evaluation.cost import measure_cost
+from evaluation.preprocessing import Preprocessing
 from evaluation.records import Cost, ModelRecord
 from netsearch.baselines import baseline_trials, random_twin
 from netsearch.genome import NetworkSpec, Stage
@@ -116,7 +117,8 @@ def test_random_cells_come_from_the_seed_alone():
 
 def test_both_baselines_of_a_found_network_are_of_its_size_and_carry_their_own_cost():
     record = ModelRecord("found", (0,), SPEC.blocks, Cost(30_000, 1), 0, 0.9)
-    trials = baseline_trials(record, SPEC, space=CELLS, image_shape=(3, 32, 32), classes=10, seed=0)
+    inputs = Preprocessing((3, 32, 32), (0.5,) * 3, (0.2,) * 3, tuple("abcdefghij"))
+    trials = baseline_trials(record, SPEC, space=CELLS, preprocessing=inputs, seed=0)
     assert len({trial.folder for trial in trials}) == len({t.record.id for t in trials}) == 2
     for trial in trials:
         assert trial.record.cost == measure_cost(trial.build(), (3, 32, 32))

@@ -15,8 +15,10 @@ from blocksearch import kernels, units
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS, OPS, ChannelShuffle, Op
 from blocksearch.space import KINDS, NORMAL, REDUCTION, Cell, Edge, SearchSpace
 from evaluation.cost import measure_cost
+from evaluation.pareto import Budgets
 from netsearch.genome import GenomeSpace, NetworkSpec, Stage, stages_for
-from netsearch.network import Network, builder, extreme_costs, least_cells, predict_cost
+from netsearch.network import Network, builder, least_cells, predict_cost
+from netsearch.problem import NetworkProblem
 
 NORMAL_NAMES, REDUCTION_NAMES = ("n0", "n1"), ("r0", "r1")
 
@@ -102,12 +104,11 @@ def test_predicted_cost_is_exact_for_images_that_are_not_square():
 def test_extreme_costs_equal_brute_force_over_the_whole_space(ops, seed):
     space, cells = space_of(2, depths=(1, 3), widths=(4, 20)), library(ops, seed)
     costs = [predict_cost(space.decode(g), cells, (3, 9, 9), 10) for g in genomes_of(space)]
-    least, largest = extreme_costs(space, cells, (3, 9, 9), 10)
+    problem = NetworkProblem(space, cells, (3, 9, 9), 10, Budgets())
     assert len(costs) == space.size == 128
-    assert least.params == min(cost.params for cost in costs)
-    assert least.flops == min(cost.flops for cost in costs)
-    assert largest.params == max(cost.params for cost in costs)
-    assert largest.flops == max(cost.flops for cost in costs)
+    for name in ("params", "flops", "bits"):
+        counts = [cost.count(name) for cost in costs]
+        assert problem.extremes(name) == (min(counts), max(counts))
 
 
 @pytest.mark.parametrize("count", ["params", "flops"])

@@ -86,7 +86,7 @@ def names(folder):
 
 def test_the_kept_weights_reproduce_the_test_accuracy(tmp_path, context):
     folder = tmp_path / "x"
-    result = retrain(net, 0, folder, context, keep_weights=True)
+    result = retrain(net, 0, folder, context, description="a net")
     assert names(folder) == ["seed-0.json", "weights.safetensors"]
     assert json.loads((folder / "seed-0.json").read_text()) == {"seed": 0, "test_accuracy": result}
     model = net()
@@ -95,12 +95,12 @@ def test_the_kept_weights_reproduce_the_test_accuracy(tmp_path, context):
 
 
 def test_without_keeping_weights_only_the_result_stays(tmp_path, context):
-    retrain(net, 2, tmp_path / "x", context, keep_weights=False)
+    retrain(net, 2, tmp_path / "x", context, description=None)
     assert names(tmp_path / "x") == ["seed-2.json"]
 
 
 def test_every_epoch_and_the_result_are_logged(tmp_path, context):
-    result = retrain(net, 4, tmp_path / "x", context, keep_weights=False)
+    result = retrain(net, 4, tmp_path / "x", context, description=None)
     events = read_metrics(context.metrics)
     assert {(e["stage"], e["task"]) for e in events} == {("retrain", "x/4")}
     assert [e["epoch"] for e in events[:-1]] == [1, 2, 3]
@@ -108,15 +108,15 @@ def test_every_epoch_and_the_result_are_logged(tmp_path, context):
 
 
 def test_a_retraining_that_finds_its_result_returns_it_without_building(tmp_path, context):
-    first = retrain(net, 0, tmp_path / "x", context, keep_weights=True)
+    first = retrain(net, 0, tmp_path / "x", context, description="a net")
     before = (tmp_path / "x" / "weights.safetensors").read_bytes()
-    assert retrain(never, 0, tmp_path / "x", context, keep_weights=True) == first
+    assert retrain(never, 0, tmp_path / "x", context, description="a net") == first
     assert (tmp_path / "x" / "weights.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize("killed_after", [1, 2])
 def test_a_killed_retraining_ends_as_the_unbroken_one(tmp_path, context, monkeypatch, killed_after):
-    unbroken = retrain(net, 0, tmp_path / "a", context, keep_weights=True)
+    unbroken = retrain(net, 0, tmp_path / "a", context, description="a net")
     write = MetricsLog.write
 
     def kill(self, **values):
@@ -127,10 +127,10 @@ def test_a_killed_retraining_ends_as_the_unbroken_one(tmp_path, context, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(MetricsLog, "write", kill)
         with pytest.raises(Killed):
-            retrain(net, 0, tmp_path / "b", context, keep_weights=True)
+            retrain(net, 0, tmp_path / "b", context, description="a net")
     assert names(tmp_path / "b") == ["seed-0.ckpt"]
     context.metrics.unlink()
-    assert retrain(net, 0, tmp_path / "b", context, keep_weights=True) == unbroken
+    assert retrain(net, 0, tmp_path / "b", context, description="a net") == unbroken
     assert [e["epoch"] for e in read_metrics(context.metrics)[:-1]] == [2, 3][killed_after - 1 :]
     assert names(tmp_path / "b") == ["seed-0.json", "weights.safetensors"]
     weights = [(tmp_path / run / "weights.safetensors").read_bytes() for run in "ab"]
@@ -138,7 +138,7 @@ def test_a_killed_retraining_ends_as_the_unbroken_one(tmp_path, context, monkeyp
 
 
 def test_a_diverging_retraining_returns_its_reason_and_leaves_no_result(tmp_path, context):
-    reason = retrain(diverging, 0, tmp_path / "x", context, keep_weights=True)
+    reason = retrain(diverging, 0, tmp_path / "x", context, description="a net")
     assert isinstance(reason, str) and reason.startswith("TrainingError: the loss is nan")
     assert not (tmp_path / "x" / "seed-0.json").exists()
     assert not (tmp_path / "x" / "weights.safetensors").exists()

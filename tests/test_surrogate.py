@@ -1,6 +1,7 @@
 """The surrogate search: its regressions, its infill criterion, its candidates."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from netsearch.searches.surrogate import (
     within,
 )
 from netsearch.tables import TableProblem
-from netsearch.variation import children, neighbours
+from netsearch.variation import Variation, neighbours
 
 
 def toy(costs=1):
@@ -109,14 +110,11 @@ def test_neighbours_differ_in_one_gene_and_are_all_of_them():
 
 def test_children_mix_their_parents_genes_and_mutate_as_often_as_told():
     parents = [(0,) * 8, (9,) * 8]
-    upper, generator = np.full(8, 9), np.random.default_rng(0)
-    pure = children(parents, 500, upper=upper, crossover=0.0, mutation=1e-12, generator=generator)
-    assert set(pure) == set(parents)
-    mixed = children(parents, 500, upper=upper, crossover=1.0, mutation=1e-12, generator=generator)
+    pure = Variation(np.full(8, 9), 0.0, 1e-12, np.random.default_rng(0))
+    assert set(pure.children(parents, 500)) == set(parents)
+    mixed = replace(pure, crossover=1.0).children(parents, 500)
     assert {gene for g in mixed for gene in g} == {0, 9} and len(set(mixed)) > 50
-    mutated = np.array(
-        children(parents, 2000, upper=upper, crossover=0.0, mutation=0.25, generator=generator)
-    )
+    mutated = np.array(replace(pure, mutation=0.25).children(parents, 2000))
     changed = (mutated != 0) & (mutated != 9)
     assert changed.mean() == pytest.approx(0.25 * 8 / 9, abs=0.015)  # one in nine resets to 0 or 9
 

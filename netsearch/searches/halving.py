@@ -15,7 +15,7 @@ from netsearch.engine import Batch, History, SearchConfig
 from netsearch.genome import Floats, Genome
 from netsearch.problem import Problem, sample_sizes
 from netsearch.selection import survivors
-from netsearch.variation import children
+from netsearch.variation import Variation
 
 LEAST_TOP = 2  # networks that the last rung of a round should have at least
 
@@ -38,6 +38,7 @@ class Halving:
         self.config = config
         self.fidelities = fidelities(config.rungs, config.eta)
         self.generator = np.random.default_rng(seed)
+        self.variation = Variation.of(problem, config, self.generator)
         self.history = History(problem)  # of full evaluations
         self.looked_at: set[str] = set()
         self.passed_over: dict[Genome, float] = {}  # and their last errors, none of them failed
@@ -86,15 +87,7 @@ class Halving:
         spread, _ = sample_sizes(self.problem, 2 * many, self.generator)
         drawn = list(spread)
         if len(self.history):
-            upper = self.problem.genes.upper
-            born = children(
-                self.history.front(),
-                many,
-                upper=upper,
-                crossover=self.config.crossover,
-                mutation=self.config.mutation or 1.0 / len(upper),
-                generator=self.generator,
-            )
+            born = self.variation.children(self.history.front(), many)
             drawn = [genome for pair in zip(born, spread, strict=False) for genome in pair]
         fresh = [g for g in self.history.new(drawn) if self.problem.id(g) not in self.looked_at]
         return fresh[:count]

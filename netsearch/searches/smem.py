@@ -22,7 +22,7 @@ from netsearch.engine import Batch, History, SearchConfig
 from netsearch.genome import Floats, Genome
 from netsearch.problem import Problem, sample_sizes
 from netsearch.selection import survivors
-from netsearch.variation import children
+from netsearch.variation import Variation
 
 Order = Callable[[Floats, Floats], NDArray[np.bool_]]  # features (N, D) twice -> first wins, (N,)
 
@@ -35,7 +35,6 @@ MAX_PAIRS = 10_000  # unordered ones to learn from: more take time and hardly te
 MAX_OPPONENTS = 500
 PAIRS_AT_ONCE = 100_000
 VICE_PART = 4  # one in so many of a generation comes from the vice population
-LAST_DRAWS = 1000  # uniform genomes, looked at when all children are known
 
 
 class Smem:
@@ -50,6 +49,7 @@ class Smem:
         self.problem = problem
         self.config = config
         self.generator = np.random.default_rng(seed)
+        self.variation = Variation.of(problem, config, self.generator)
         self.history = History(problem)
 
     def ask(self, left: float) -> Batch:
@@ -78,20 +78,10 @@ class Smem:
         vice = [genome for genome in born if self.problem.id(genome) not in known]
         if main or vice:
             return main, vice
-        upper = self.problem.genes.upper
-        drawn = self.generator.integers(0, upper + 1, (LAST_DRAWS, len(upper))).tolist()
-        return self.history.new([tuple(row) for row in drawn]), []
+        return self.history.new(self.variation.anywhere()), []
 
     def _children(self, parents: Sequence[Genome]) -> list[Genome]:
-        upper = self.problem.genes.upper
-        return children(
-            parents,
-            self.config.candidates,
-            upper=upper,
-            crossover=self.config.crossover,
-            mutation=self.config.mutation or 1.0 / len(upper),
-            generator=self.generator,
-        )
+        return self.variation.children(parents, self.config.candidates)
 
     def _vice(self, front: Sequence[Genome]) -> list[Genome]:
         alive = zip(self.history.genomes, self.history.failed, strict=True)

@@ -20,11 +20,10 @@ from netsearch.engine import Batch, History, SearchConfig
 from netsearch.genome import Floats, Genome
 from netsearch.models import MODELS
 from netsearch.problem import Problem, sample_sizes
-from netsearch.variation import children, neighbours
+from netsearch.variation import Variation, neighbours
 
 LEAST_ERROR = 1e-3  # an error of nothing has no logarithm
 MAX_NEIGHBOURS = 1000
-LAST_DRAWS = 1000  # uniform genomes, looked at when the neighbourhood of the front is known
 BUDGETS = 128
 
 
@@ -36,6 +35,7 @@ class Surrogate:
         self.problem = problem
         self.config = config
         self.generator = np.random.default_rng(seed)
+        self.variation = Variation.of(problem, config, self.generator)
         self.history = History(problem)
         self.budgets = budget_points(problem)
 
@@ -62,16 +62,9 @@ class Surrogate:
         if len(near) > MAX_NEIGHBOURS:
             chosen = self.generator.choice(len(near), MAX_NEIGHBOURS, replace=False)
             near = [near[index] for index in chosen]
-        born = children(
-            front,
-            self.config.candidates,
-            upper=upper,
-            crossover=self.config.crossover,
-            mutation=self.config.mutation or 1.0 / len(upper),
-            generator=self.generator,
-        )
-        drawn = self.generator.integers(0, upper + 1, (LAST_DRAWS, len(upper))).tolist()
-        return self.history.new(near + born) or self.history.new([tuple(row) for row in drawn])
+        born = self.variation.children(front, self.config.candidates)
+        drawn = self.variation.anywhere()
+        return self.history.new(near + born) or self.history.new(drawn)
 
     def _choose(self, candidates: Sequence[Genome], count: int) -> list[int]:
         history, problem = self.history, self.problem
