@@ -1,4 +1,4 @@
-"""Pareto set, hypervolume, and the choice of one model by budget. Every objective is minimised."""
+"""Pareto set, hypervolume, and budgets on costs. Every objective is minimised."""
 
 import math
 from collections.abc import Sequence
@@ -106,6 +106,15 @@ class Box:
         points[:, 1:] = np.log(points[:, 1:] / np.array(self.least)) / np.maximum(span, 1e-12)
         return float(HV(ref_point=np.ones(points.shape[1]))(points.clip(min=0.0)))
 
+    def growth(self, records: Sequence[ModelRecord]) -> tuple[float, ...]:
+        """Return the hypervolume after each of the records, in their order."""
+        front: list[ModelRecord] = []
+        shares = []
+        for record in records:
+            front = pareto_set([*front, record], self.costs)
+            shares.append(self.hypervolume(front))
+        return tuple(shares)
+
 
 def _figure(value: float) -> str:
     """Write a count whole, and what is measured with three digits after the point."""
@@ -134,15 +143,11 @@ def spread(records: Sequence[ModelRecord], count: int) -> list[ModelRecord]:
 
 @dataclass(frozen=True)
 class Budgets:
-    """What a user allows; None is no limit.
-
-    `min_accuracy` is a fraction in [0, 1], `max_bits` the size of the weights.
-    """
+    """The largest costs that a user allows; None is no limit. `max_bits` is of the weights."""
 
     max_params: int | None = None
     max_flops: int | None = None
     max_latency_ms: float | None = None
-    min_accuracy: float | None = None
     max_bits: int | None = None
 
     def of_costs(self) -> dict[str, float | None]:
@@ -160,54 +165,3 @@ class Budgets:
         limits = {name: top for name, top in self.of_costs().items() if top is not None}
         excesses = [cost.count(name) / max(top, 1e-9) - 1 for name, top in limits.items()]
         return max([0.0, *excesses])
-
-    def excess(self, record: ModelRecord) -> float:
-        """Return the largest relative excess over any budget, 0 when the record fits all."""
-        shortfall = 0.0
-        if self.min_accuracy is not None:
-            accuracy = record.test_accuracy_mean or 0.0
-            shortfall = (self.min_accuracy - accuracy) / max(self.min_accuracy, 1e-9)
-        return max(self.cost_excess(record.cost), shortfall)
-
-
-def pick(records: Sequence[ModelRecord], budgets: Budgets) -> tuple[ModelRecord, bool]:
-    """Return the most accurate retrained record within the budgets, and True.
-
-    If none fits, return the one that exceeds the budgets least, and False. Ties in accuracy go to
-    the cheaper network.
-
-    Raises:
-        ValueError: If no record is retrained.
-    """
-    retrained = [r for r in records if r.test_accuracy]
-    if not retrained:
-        raise ValueError("expected at least one retrained model, got none")
-    fitting = [r for r in retrained if budgets.excess(r) <= 0]
-    if not fitting:
-        return min(retrained, key=lambda r: (budgets.excess(r), r.cost.params, r.id)), False
-    return min(fitting, key=lambda r: (-(r.test_accuracy_mean or 0.0), r.cost.params, r.id)), True
-
-
-def knee(records: Sequence[ModelRecord]) -> ModelRecord:
-    """Return the record farthest above the chord of the front, with params on a logarithmic axis.
-
-    Accuracy is the mean test accuracy. With fewer than three records, the most accurate one.
-
-    Raises:
-        ValueError: If no record is retrained.
-    """
-    retrained = sorted(
-        (r for r in records if r.test_accuracy),
-        key=lambda r: (r.cost.params, r.test_accuracy_mean or 0.0),
-    )
-    if not retrained:
-        raise ValueError("expected at least one retrained model, got none")
-    best = max(retrained, key=lambda r: (r.test_accuracy_mean or 0.0, -r.cost.params))
-    retrained = [r for r in retrained if r.cost.params <= best.cost.params]
-    if len(retrained) < 3:
-        return best
-    x = np.log([r.cost.params for r in retrained])
-    y = np.array([r.test_accuracy_mean or 0.0 for r in retrained])
-    x = (x - x[0]) / max(x[-1] - x[0], 1e-12)
-    y = (y - y[0]) / max(y[-1] - y[0], 1e-12)
-    return retrained[int(np.argmax(y - x))]

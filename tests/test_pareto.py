@@ -1,4 +1,4 @@
-"""Pareto set, hypervolume, pick and knee, on fronts drawn by hand and against brute force."""
+"""Pareto set, hypervolume and budgets, on fronts drawn by hand and against brute force."""
 
 import itertools
 import math
@@ -11,11 +11,9 @@ import pytest
 from evaluation.pareto import (
     Box,
     Budgets,
-    knee,
     non_dominated,
     objectives,
     pareto_set,
-    pick,
     spread,
 )
 from evaluation.records import Cost, ModelRecord
@@ -28,10 +26,6 @@ def record(id, params, accuracy, flops=0, **changes):
     failure = "diverged" if accuracy is None else None
     cost = Cost(params, flops, changes.pop("latency_ms", None))
     return ModelRecord(id, (1,), (), cost, 0, accuracy, failure=failure, **changes)
-
-
-def retrained(id, params, *test_accuracy, **changes):
-    return record(id, params, 0.5, test_accuracy=test_accuracy, **changes)
 
 
 def ids(records):
@@ -194,65 +188,6 @@ def test_spread_returns_as_many_different_records_as_asked_for():
         assert "0" in ids(spread(records, count))
 
 
-FRONT = [
-    retrained("s", 100, 0.5, flops=10, latency_ms=1.0),
-    retrained("m", 200, 0.7, 0.8, flops=30, latency_ms=2.0),
-    retrained("l", 400, 0.9, flops=20, latency_ms=4.0),
-]
-
-
-@pytest.mark.parametrize(
-    ("budgets", "chosen", "fits"),
-    [
-        (Budgets(), "l", True),
-        (Budgets(max_params=400), "l", True),
-        (Budgets(max_params=399), "m", True),
-        (Budgets(max_params=200), "m", True),
-        (Budgets(max_params=199), "s", True),
-        (Budgets(max_params=100), "s", True),
-        (Budgets(max_params=99), "s", False),
-        (Budgets(max_flops=30), "l", True),
-        (Budgets(max_flops=19), "s", True),
-        (Budgets(max_flops=10), "s", True),
-        (Budgets(max_flops=9), "s", False),
-        (Budgets(max_latency_ms=4.0), "l", True),
-        (Budgets(max_latency_ms=3.9), "m", True),
-        (Budgets(max_latency_ms=0.9), "s", False),
-        (Budgets(min_accuracy=0.75), "l", True),  # m has it too: the most accurate is asked for
-        (Budgets(min_accuracy=0.75, max_params=200), "m", True),  # the mean of .7 and .8, exactly
-        (Budgets(min_accuracy=0.9), "l", True),
-        (Budgets(min_accuracy=0.91), "l", False),
-        (Budgets(max_params=399, max_flops=29), "s", True),
-        (Budgets(max_params=200, min_accuracy=0.8), "m", False),  # 6% of accuracy, not 100% params
-    ],
-)
-def test_pick_at_above_and_below_every_budget(budgets, chosen, fits):
-    for order in itertools.permutations(FRONT):
-        model, within = pick(order, budgets)
-        assert (model.id, within) == (chosen, fits)
-
-
-def test_pick_ignores_the_validation_accuracy_and_what_is_not_retrained():
-    only_searched = record("searched", 1, 0.99)
-    flattered = record("flattered", 1, 0.99, test_accuracy=(0.1,))
-    assert pick([only_searched, flattered, *FRONT], Budgets())[0].id == "l"
-    with pytest.raises(ValueError, match="retrained"):
-        pick([only_searched], Budgets())
-
-
-def test_ties_in_accuracy_go_to_the_cheaper_model():
-    tied = [retrained("dear", 300, 0.9), retrained("cheap", 150, 0.9), retrained("x", 200, 0.9)]
-    for order in itertools.permutations(tied):
-        assert pick(order, Budgets())[0].id == "cheap"
-
-
-def test_a_model_without_a_measured_latency_fits_no_latency_budget():
-    unmeasured = retrained("unmeasured", 10, 0.99)
-    model, fits = pick([unmeasured, *FRONT], Budgets(max_latency_ms=10.0))
-    assert (model.id, fits) == ("l", True)
-    assert pick([unmeasured], Budgets(max_latency_ms=1e9)) == (unmeasured, False)
-
-
 def test_a_budget_on_bits_is_kept_by_1_bit_weights():
     small, plain = Cost(100, 0, bit_params=90), Cost(100, 0)
     limit = Budgets(max_bits=small.model_bits)  # 10 * 32 + 90 = 410
@@ -262,9 +197,8 @@ def test_a_budget_on_bits_is_kept_by_1_bit_weights():
 
 
 def test_the_limits_of_costs_go_by_name():
-    budgets = Budgets(1, 2, 3.5, 0.9, 4)  # in the order of the fields
+    budgets = Budgets(1, 2, 3.5, 4)  # in the order of the fields
     assert budgets.of_costs() == {"params": 1, "flops": 2, "bits": 4, "latency_ms": 3.5}
-    assert budgets.min_accuracy == 0.9
     assert set(Budgets().of_costs().values()) == {None}
 
 
@@ -277,56 +211,11 @@ def test_every_cost_has_its_budget():
 
 
 def test_excess_is_the_largest_relative_one():
-    budgets = Budgets(max_params=100, max_flops=15, min_accuracy=0.8)
-    assert budgets.excess(FRONT[0]) == pytest.approx(0.375)  # (.8 - .5) / .8
-    assert budgets.excess(FRONT[1]) == pytest.approx(1.0)  # flops 30 / 15, params 200 / 100
-    assert budgets.excess(FRONT[2]) == pytest.approx(3.0)  # params 400 / 100
-
-
-def test_the_knee_is_the_corner_of_a_hand_drawn_front():
-    # each step doubles the params; accuracy rises steeply to c, then hardly at all
-    front = [
-        retrained("a", 100, 0.50),
-        retrained("b", 200, 0.60),
-        retrained("c", 400, 0.90),
-        retrained("d", 800, 0.91),
-        retrained("e", 1600, 0.92),
-    ]
-    for seed in range(5):
-        random.Random(seed).shuffle(front)
-        assert knee(front).id == "c"
-
-
-def test_the_knee_is_judged_on_a_logarithmic_axis_of_params():
-    # log2: chord values 0, .5, 1, accuracies 0, .6, 1; on a linear axis x would be 1/11 and 5/11
-    front = [
-        retrained("a", 1, 0.0),
-        retrained("b", 2, 0.2),
-        retrained("c", 32, 0.9),
-        retrained("d", 64, 1.0),
-    ]
-    # above the chord: b .2 - 1/6 = .03, c .9 - 5/6 = .07; on a linear axis b .18, c .41
-    assert knee(front).id == "c"
-    front[1] = retrained("b", 2, 0.3)  # b .13 against c .07; on a linear axis c still leads
-    assert knee(front).id == "b"
-
-
-def test_the_knee_of_fewer_than_three_models_is_the_most_accurate():
-    assert knee(FRONT[:1]).id == "s"
-    assert knee(FRONT[1::-1]).id == "m"
-    with pytest.raises(ValueError, match="retrained"):
-        knee([record("searched", 1, 0.9)])
-
-
-def test_the_knee_is_not_moved_by_a_larger_model_that_is_worse():
-    worse = retrained("worse", 100_000, 0.85)
-    assert knee([*FRONT, worse]).id == knee(FRONT).id == "m"
-
-
-def test_the_knee_is_not_moved_by_a_worse_model_of_the_same_size():
-    worse = retrained("worse", 400, 0.1)
-    for order in itertools.permutations([*FRONT, worse]):
-        assert knee(order).id == "m"
+    budgets = Budgets(max_params=100, max_flops=15, max_latency_ms=2.0)
+    assert budgets.cost_excess(Cost(100, 15, 2.0)) == 0
+    assert budgets.cost_excess(Cost(150, 18, 1.0)) == pytest.approx(0.5)
+    assert budgets.cost_excess(Cost(150, 30, 1.0)) == pytest.approx(1.0)
+    assert budgets.cost_excess(Cost(150, 30, 7.0)) == pytest.approx(2.5)
 
 
 def test_a_spread_of_none_is_empty():
