@@ -35,6 +35,31 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.2f} %"
 
 
+def milliseconds(value: float, digits: int = 3) -> str:
+    """Return milliseconds for a reader, by default with three digits and without the unit."""
+    return f"{value:#.{digits}g}".rstrip(".") if value < 1000 else f"{value:,.0f}"
+
+
+def kilobytes(size: float) -> str:
+    """Return bytes as kB of 1000 bytes, so that sizes compare at a glance."""
+    return f"{size / 1000:,.1f} kB"
+
+
+def visible_range(values: Iterable[float]) -> tuple[float, float, str] | None:
+    """Return where an axis of accuracies begins and ends, and a note about those below it.
+
+    None where all belong together: nothing is cut unless a tenth or less of the values lies
+    farther off than the rest spans.
+    """
+    values = sorted(values)
+    for hidden in range(len(values) // 10, 0, -1):
+        span = values[-1] - values[hidden]
+        if 0 < span < values[hidden] - values[hidden - 1]:
+            note = f"not shown: {hidden} at or below {percent(values[hidden - 1])}"
+            return values[hidden] - 0.08 * span, values[-1] + 0.06 * span, note
+    return None
+
+
 def draw_fronts(
     front: Sequence[ModelRecord],
     searches: Mapping[str, Sequence[ModelRecord]],
@@ -96,18 +121,16 @@ def _draw_searches(
 
 
 def _cut_stragglers(axes: Axes, values: Iterable[float]) -> None:
-    """End the axis above a tenth or less that lies farther off than the rest spans, and say so."""
-    values = sorted(values)
-    for hidden in range(len(values) // 10, 0, -1):
-        span = values[-1] - values[hidden]
-        if 0 < span < values[hidden] - values[hidden - 1]:
-            axes.set_ylim(values[hidden] - 0.08 * span, values[-1] + 0.06 * span)
-            note = f"not shown: {hidden} at or below {percent(values[hidden - 1])}"
-            axes.annotate(
-                note, (0.01, 0.02), xycoords="axes fraction", fontsize=8, color=GREY, zorder=8,
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
-            )  # fmt: skip
-            return
+    """End the axis above values that lie far off, and say so."""
+    shown = visible_range(values)
+    if shown is None:
+        return
+    low, high, note = shown
+    axes.set_ylim(low, high)
+    axes.annotate(
+        note, (0.01, 0.02), xycoords="axes fraction", fontsize=8, color=GREY, zorder=8,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+    )  # fmt: skip
 
 
 def _draw_retrained(

@@ -1,18 +1,23 @@
 """The report: self-contained, escaped, complete, deterministic, and honest about who won."""
 
+import base64
 import csv
+import json
 import random
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from evaluation.page import script_json
 from evaluation.plots import count
-from evaluation.records import Cost, ModelRecord
+from evaluation.records import Cost, Measured, ModelRecord
 from evaluation.report import Baseline, DrawnBlock, Report, draw_block, write_report
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -65,6 +70,12 @@ REPORT = Report(
     config="data:\n  name: digits\n",
 )
 
+MEASURED = {
+    "aaa111": Measured(0.25, 0.0123, 7_040),
+    "ccc333": Measured(12.5, 0.5, 4_940_000),
+    "large": Measured(11.0, 0.75),
+}
+
 Write = Callable[..., str]
 
 
@@ -76,8 +87,9 @@ def drawn(tmp_path: Path) -> Write:
 
 @pytest.fixture
 def html(drawn: Write, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Do the same without drawing the fronts, which takes a second."""
+    """Do the same without the pictures and plotly, which take a second."""
     monkeypatch.setattr("evaluation.report.draw_fronts", lambda *_, **__: b"")
+    monkeypatch.setattr("evaluation.page.get_plotlyjs", lambda: "var Plotly;")
     return drawn
 
 
@@ -95,13 +107,32 @@ def random_cell(seed: int) -> DrawnBlock:
     return DrawnBlock("cell", "normal", 2, nodes, 1, 1, "")
 
 
+def data_of(page: str) -> Any:
+    """Return the JSON that the page's script reads."""
+    (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page)
+    return json.loads(text)
+
+
 def test_page_is_self_contained(drawn: Write):
-    page = drawn()
+    page = re.sub(r"<script>.*?</script>", "", drawn(), flags=re.DOTALL)
     targets = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]*)""", page)
     assert len(targets) > 2
     assert all(target.startswith(("data:image/png;base64,", "#cell-")) for target in targets)
-    assert not re.search(r"<script|<link|@import|url\(", page)
+    assert not re.search(r"<link|@import|url\(", page)
+    pictures = re.findall(r"<noscript>(.*?)</noscript>", page, re.DOTALL)
     assert page.count('src="data:image/png;base64,') == 2
+    assert pictures[0].count('src="data:image/png;base64,') == 2
+
+
+def test_the_browser_is_told_to_load_nothing_and_to_run_these_two_scripts(drawn: Write):
+    page = drawn()
+    (policy,) = re.findall(r'<meta http-equiv="Content-Security-Policy" content="(.*?)">', page)
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    assert len(scripts) == 2 and page.count("<script") == 3
+    hashes = [base64.b64encode(sha256(one.encode()).digest()).decode() for one in scripts]
+    allowed = " ".join(f"'sha256-{one}'" for one in hashes)
+    assert policy.startswith(f"default-src 'none'; script-src {allowed}; ")
+    assert "http" not in policy and "*" not in policy
 
 
 def test_text_from_data_is_escaped_everywhere(html: Write):
@@ -121,8 +152,16 @@ def test_text_from_data_is_escaped_everywhere(html: Write):
         facts=((evil, evil),),
         config=evil,
     )
-    assert "<script" not in page
+    assert page.count("<script") == 3  # the data, plotly and ours
     assert page.count("&lt;script&gt;") >= 15
+    assert data_of(page)["networks"][0]["id"] == evil
+
+
+def test_no_text_ends_the_block_of_data():
+    text = "</script><!-- & \u2028\u2029 \\u003c é"
+    written = script_json({"text": [text]})
+    assert not re.search("[<>&\u2028\u2029]", written)
+    assert json.loads(written) == {"text": [text]}
 
 
 def test_every_front_id_and_every_used_block_is_on_the_page(html: Write):
@@ -158,6 +197,17 @@ def test_csv_holds_the_numbers_of_the_front_exactly(tmp_path: Path):
     assert first["blocks"].split() == list(measured.blocks)
     unknown = ("latency_ms", "test_accuracy", "test_accuracy_std", "seeds")
     assert [second[name] for name in unknown] == [""] * 4
+    assert [first[name] for name in ("latency_spread_ms", "file_bytes")] == ["", ""]
+
+
+def test_csv_puts_what_was_measured_before_the_estimate(html: Write, tmp_path: Path):
+    estimated = replace(FRONT[0], cost=FRONT[0].cost.with_latency(0.2))
+    html(front=(estimated, *FRONT[1:]), measured=MEASURED)
+    with (tmp_path / "pareto.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[-2:] == ["latency_spread_ms", "file_bytes"]
+    found = [[row[name] for name in ("latency_ms", *list(row)[-2:])] for row in rows]
+    assert found == [["0.25", "0.0123", "7040"], ["", "", ""], ["12.5", "0.5", "4940000"]]
 
 
 def test_failed_networks_are_counted_but_never_drawn(tmp_path: Path):
@@ -315,3 +365,22 @@ def test_how_well_the_steering_accuracy_ranks_is_said_with_its_number_of_network
     page = html()
     assert "Order of scores and training: Kendall&#x27;s tau 0.46 over 12 networks" in page
     assert "Kendall" not in html(rankings=())
+
+
+def test_latency_and_file_size_have_columns_where_they_are_known(html: Write):
+    known, unknown = html(measured=MEASURED), html()
+    assert '<td class="n">0.250 (0.012)</td><td class="n">7.0 kB</td>' in known
+    assert '<td class="n">12.5 (0.50)</td><td class="n">4,940.0 kB</td>' in known
+    assert '<td class="n">11.0 (0.75)</td><td class="n">–</td>' in known  # a baseline, no file
+    assert ">latency, ms" in known and ">file size" in known
+    assert ">latency, ms" not in unknown and ">file size" not in unknown
+
+
+def test_an_estimated_latency_looks_like_one(html: Write):
+    estimated = replace(FRONT[0], cost=FRONT[0].cost.with_latency(0.2))
+    elsewhere = {"aaa111": Measured(None, None, 7_040)}  # the search went by another device
+    page = html(front=(estimated,), archive=(estimated,), measured=elsewhere)
+    assert '<td class="n">≈ 0.200</td><td class="n">7.0 kB</td>' in page
+    assert ["latency", "0.200 ms, estimated"] in data_of(page)["networks"][0]["facts"]
+    assert "measured as whole networks" not in page
+    assert "estimate of the search" in page
