@@ -14,103 +14,49 @@ from typing import Annotated, Any
 import torch
 import typer
 from joblib import cpu_count
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 
 from blocksearch import kernels, nas_bench_201
 from blocksearch.compare import Row, benchmark_table, compare, summary
-from blocksearch.library import REFERENCE_CHANNELS, Block, BlockLibrary
-from blocksearch.search import (
-    BlockSearchConfig,
-    SearchContext,
-    check_searches,
-    run_searches,
-    search_blocks,
-)
+from blocksearch.library import BlockLibrary
+from blocksearch.search import SearchContext, check_searches, run_searches, search_blocks
 from blocksearch.space import REDUCTION
-from configs import FOLDER, read_config
-from evaluation.data import DataConfig, Dataset, worker_dataset
+from configs import FOLDER
+from configs.experiment import Config
+from evaluation.choice import Wishes, choose
+from evaluation.data import Dataset, worker_dataset
 from evaluation.errors import InputError
-from evaluation.parallel import ONE_WORKER, Workers, WorkersConfig
-from evaluation.pareto import Budgets, knee, pick, spread
+from evaluation.latency import DeviceLatencies
+from evaluation.measurement import Measurements
+from evaluation.parallel import ONE_WORKER, Workers
+from evaluation.pareto import Budgets, spread
+from evaluation.prediction import classify, prediction_table
+from evaluation.preprocessing import Preprocessing
 from evaluation.progress import duration
-from evaluation.records import ModelRecord, read_json, write_json
-from evaluation.report import Baseline, DrawnBlock, Report, write_report
-from evaluation.retrain import RetrainConfig, Trial, retrain_all
+from evaluation.records import ModelRecord, write_json
+from evaluation.report import write_report
+from evaluation.retrain import Trial, retrain_all
 from evaluation.run_folder import Facts, RunFolder, versions
 from evaluation.sources import load_torchvision
-from evaluation.tables import amount, comparison_table, fraction, front_table, model_row
+from evaluation.tables import amount, comparison_table, front_table, model_row
+from evaluation.track import tracking
 from evaluation.training import TrainConfig, TrainingContext
-from netsearch.baselines import FOLDERS, baseline_trials
+from netsearch.baselines import baseline_trials
+from netsearch.exporting import Delivered, Format, deliver, lines
 from netsearch.forecast import check_memory, check_search_memory, forecast
 from netsearch.genome import stages_for
-from netsearch.network import builder
-from netsearch.search import (
-    Images,
-    NetSearchConfig,
-    NetworkStage,
-    Outcome,
-    Ranking,
-    check_budgets_early,
-    genome_space,
-)
+from netsearch.latency import export_parts
+from netsearch.members import Members, named
+from netsearch.saved import RETRAINED, load_network, trial
+from netsearch.search import Images, NetworkStage, check_budgets_early, genome_space
 from netsearch.shared_training import SHARED_STAGE
+from netsearch.summary import summarise
 
+FIRST_FILES = {  # that depend on a table of the config
+    "netsearch": ("shared_weights.safetensors", "archive.jsonl"),
+    "retrain": (RETRAINED, "compare.json"),
+}
 PLAIN: dict[str, Any] = {"soft_wrap": True, "markup": False, "highlight": False}
-
-
-class Config(BaseModel):
-    """One experiment; every package owns the model of its own table."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    seed: int = Field(ge=0, lt=2**31)
-    workers: WorkersConfig = WorkersConfig()
-    data: DataConfig
-    blocksearch: BlockSearchConfig
-    netsearch: NetSearchConfig
-    retrain: RetrainConfig
-
-    @classmethod
-    def load(cls, path: Path, changes: Sequence[str] = ()) -> "Config":
-        """Read a YAML file and apply `key=value` changes.
-
-        Raises:
-            InputError: If a file, key or value cannot be used; the message names each.
-        """
-        data = read_config(path, changes)
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            problems = [
-                f"{'.'.join(map(str, one['loc']))}: {one['msg']}"
-                # Our own checks say what they got; theirs of a whole table would bury it.
-                + ("" if one["type"] == "value_error" else f", got {str(one['input'])[:80]}")
-                for one in error.errors()
-            ]
-            raise InputError(f"{path}: " + "; ".join(problems)) from error
-
-    def comparing(self, strategies: str | None, seeds: int | None) -> "Config":
-        """Return the same experiment with other strategies and numbers of searches.
-
-        Args:
-            strategies: Names with commas between them; one that the config does not list has its
-                defaults. None keeps the config's.
-            seeds: Searches of each strategy; None keeps the config's.
-
-        Raises:
-            InputError: If a strategy is unknown; names those that there are.
-        """
-        table = self.blocksearch.model_dump()
-        if strategies is not None:
-            names = [name.strip() for name in strategies.split(",") if name.strip()]
-            table["strategies"] = {name: table["strategies"].get(name, {}) for name in names}
-        if seeds is not None:
-            table["seeds"] = tuple(range(seeds))
-        try:
-            return self.model_copy(update={"blocksearch": BlockSearchConfig(**table)})
-        except ValidationError as error:
-            raise InputError(f"--strategies, --seeds: {error.errors()[0]['msg']}") from error
 
 
 @dataclass
@@ -124,6 +70,7 @@ class Pipeline:
         device: `cpu` or `cuda`.
         workers: Where searches and trainings run, and how many at the same time.
         console: Where messages go.
+        trackers: Who else is told the scalars of the run, see `evaluation.track`.
     """
 
     config: Config
@@ -132,6 +79,7 @@ class Pipeline:
     device: str = "cpu"
     workers: Workers = ONE_WORKER
     console: Console = field(default_factory=lambda: Console(**PLAIN, stderr=True))
+    trackers: Sequence[str] = ()
 
     @classmethod
     def open(cls, folder: Path) -> "Pipeline":
@@ -153,15 +101,17 @@ class Pipeline:
         with self.folder.owned():
             self._check()
             self._claim()
-            self._forecast()
-            library = self.search_blocks()
-            if until == "blocks":
-                return
-            front = self.search_networks(library)
-            if until == "networks":
-                return
-            self.retrain(front, library)
-            self.report()
+            with self._tracked():
+                self._forecast()
+                library = self.search_blocks()
+                if until == "blocks":
+                    return
+                front = self.search_networks(library)
+                if until == "networks":
+                    return
+                networks = self.retrain(front, library)
+                self.measure(networks)
+                self.report()
 
     def search_blocks(self) -> BlockLibrary:
         """Stage one: every configured search, then the library of the unique cells found."""
@@ -179,7 +129,7 @@ class Pipeline:
     def search_networks(self, library: BlockLibrary) -> list[ModelRecord]:
         """Stage two: a search over the library, random search beside it, the Pareto set."""
         if self.folder.pareto.exists():
-            return list(self._outcome().front)
+            return list(self.members.outcome.front)
         config, training = self.config.netsearch, self._training(self.config.netsearch.train)
         stage = NetworkStage(
             config,
@@ -199,60 +149,50 @@ class Pipeline:
         write_json(self.folder.pareto, outcome.to_json())
         return list(outcome.front)
 
-    def retrain(self, front: Sequence[ModelRecord], library: BlockLibrary) -> None:
-        """Train members of the front, and the baselines beside them, from scratch."""
-        config, images = self.config.retrain, self.images
-        space = genome_space(self.config.netsearch, library, images)
+    def retrain(self, front: Sequence[ModelRecord], library: BlockLibrary) -> list[Trial]:
+        """Train members of the front, and the baselines beside them, from scratch.
+
+        Returns:
+            Every network of the front, retrained or not, and the baselines.
+        """
+        config, cells = self.config.retrain, self.config.blocksearch.space
+        space = genome_space(self.config.netsearch, library, self.images)
         members = spread(front, config.members)
-        trials = [
-            Trial("retrained", record, builder(spec, library.cells, images.shape, images.classes))
-            for record in members
-            for spec in [space.decode(record.genome)]
-        ]
-        for number, record in enumerate(spread(members, config.baselines)):
-            spec, seed = space.decode(record.genome), self.config.seed * 1000 + number
-            cells = self.config.blocksearch.space
-            trials += baseline_trials(
+        found = {
+            record.id: trial(record, space.decode(record.genome), library.cells, self.preprocessing)
+            for record in front
+        }
+        beside = [
+            baseline
+            for number, record in enumerate(spread(members, config.baselines))
+            for baseline in baseline_trials(
                 record,
-                spec,
+                space.decode(record.genome),
                 space=cells,
-                image_shape=images.shape,
-                classes=images.classes,
-                seed=seed,
+                preprocessing=self.preprocessing,
+                seed=self.config.seed * 1000 + number,
             )
-        unique = list({(trial.folder, trial.record.id): trial for trial in trials}.values())
-        total = len(unique) * len(config.seeds) * config.train.epochs
+        ]
+        baselines = list({one.place: one for one in beside}.values())
+        chosen = [found[record.id] for record in members] + baselines
+        total = len(chosen) * len(config.seeds) * config.train.epochs
         with self._step("retrain", "retraining, epochs", total):
             training = self._training(config.train)
-            records = retrain_all(unique, config, self.folder.path, training, self.workers)
+            records = retrain_all(chosen, config, self.folder.path, training, self.workers)
         for record in records:
             if record.failure:
                 self.console.print(f"{record.id}: {record.failure}")
+        return [*found.values(), *baselines]
+
+    def measure(self, networks: Sequence[Trial]) -> None:
+        """Time whole networks on this device, once: the search itself only adds up their parts."""
+        if not self.folder.measured.exists():
+            shape, out = self.images.shape, self.folder.path
+            Measurements.of(networks, shape, self.device, out).save(self.folder.measured)
 
     def report(self) -> Path:
         """Write report.html, pareto.csv and pareto.png; return the path of the first."""
-        front, outcome = self.front(), self._outcome()
-        used = {name for record in front for name in record.blocks}
-        library = BlockLibrary.load(self.folder.blocks)
-        page = Report(
-            title=self.name,
-            dataset=self.folder.read_facts().data,
-            costs=self.config.netsearch.costs,
-            front=tuple(front),
-            archive=tuple(self.folder.archive("archive")),
-            random_archive=tuple(self.folder.archive("random")),
-            baselines=tuple(
-                Baseline(label, tuple(self.folder.records(folder)))
-                for folder, label in FOLDERS.items()
-            ),
-            blocks=tuple(_drawn(block) for block in library.blocks if block.name in used),
-            hypervolume=tuple(outcome.hypervolume.items()),
-            reference=outcome.box.describe(),
-            rankings=_rankings(outcome, front),
-            spent=self._spent(),
-            facts=self._facts(),
-            config=self.folder.config.read_text(),
-        )
+        page = summarise(self.members, self.config.netsearch.costs, self.config.seed)
         path = write_report(page, self.folder.path)
         self.console.print(f"report: {path}")
         return path
@@ -288,14 +228,18 @@ class Pipeline:
             write_json(self.folder.path / "compare.json", [row.to_json() for row in rows])
         return rows
 
+    @property
+    def members(self) -> Members:
+        """The front as the folder holds it."""
+        return Members(self.folder, elsewhere=self.config.netsearch.latency is not None)
+
     def front(self) -> list[ModelRecord]:
         """Return the Pareto set, cheapest first, with test accuracies where there are any.
 
         Raises:
             InputError: If the network search has not finished.
         """
-        retrained = {record.id: record for record in self.folder.records("retrained")}
-        return [retrained.get(record.id, record) for record in self._outcome().front]
+        return self.members.front()
 
     def retrained(self) -> list[ModelRecord]:
         """Return the retrained members of the front.
@@ -303,30 +247,7 @@ class Pipeline:
         Raises:
             InputError: If the run has not finished.
         """
-        front = self.front()
-        members = spread(front, self.config.retrain.members)
-        left = sum(not (record.test_accuracy or record.failure) for record in members)
-        if left:
-            raise InputError(
-                f"{self.folder.path}: the run has not finished: {left} of {len(members)} members "
-                "are not retrained; the same `run` command continues it"
-            )
-        good = [record for record in members if record.test_accuracy]
-        if not good:
-            reasons = "; ".join(f"{record.id}: {record.failure}" for record in members)
-            raise InputError(f"{self.folder.path}: retraining failed for every member: {reasons}")
-        return good
-
-    def _outcome(self) -> Outcome:
-        path = self.folder.pareto
-        if not path.exists():
-            raise InputError(
-                f"{self.folder.path}: the network search has not finished; `run` continues it"
-            )
-        try:
-            return Outcome.from_json(read_json(path))
-        except ValueError as error:
-            raise InputError(f"{path}: damaged: {error}") from error
+        return self.members.retrained(self.config.retrain.members)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -337,6 +258,40 @@ class Pipeline:
     def images(self) -> Images:
         """Shape and classes of the images."""
         return Images(self.dataset.image_shape, self.dataset.classes)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What makes a picture an input of the networks."""
+        return Preprocessing.of(self.dataset)
+
+    def export(
+        self, record: ModelRecord, form: Format, path: Path | None = None, overwrite: bool = False
+    ) -> Delivered:
+        """Write a retrained member as a file for a device, compared with the model.
+
+        Args:
+            record: The member.
+            form: Of the file.
+            path: The file; None puts it into the folder `exports` of the run.
+            overwrite: Whether a file that exists is replaced.
+
+        Raises:
+            InputError: If it cannot be exported or written; nothing is left of the file then.
+        """
+        path = path or self.members.exported(record, form)
+        weights, valid = self.members.weights(record), self.dataset.search_valid
+        return deliver(weights, valid, form, path, name=record.id, overwrite=overwrite)
+
+    def export_parts(self, out: Path) -> int:
+        """Write every part of the networks of the space as ONNX, to be timed on another device.
+
+        Returns:
+            Number of parts.
+        """
+        library = BlockLibrary.load(self.folder.blocks)
+        space = genome_space(self.config.netsearch, library, self.images)
+        shape, classes, say = self.images.shape, self.images.classes, self.console.print
+        return export_parts(space, library.cells, shape, classes, out, say)
 
     @property
     def _context(self) -> SearchContext:
@@ -378,7 +333,16 @@ class Pipeline:
         device, fingerprint = _device_name(self.device), self.dataset.fingerprint
         found = versions() | {"kernels": kernels.described(self.device)}
         facts = Facts(self.name, self._describe_data(), fingerprint, device, found)
-        self.folder.claim(facts, self.config.model_dump(mode="json"), self.console.print)
+        config, say = self.config.model_dump(mode="json"), self.console.print
+        self.folder.claim(facts, config, say, ahead=self._ahead())
+
+    def _ahead(self) -> list[str]:
+        """Name the tables that may still change, since no file depends on them."""
+        return [
+            table
+            for table, names in FIRST_FILES.items()
+            if not any((self.folder.path / name).exists() for name in names)
+        ]
 
     def _forecast(self) -> None:
         if self.folder.blocks.exists():
@@ -399,6 +363,11 @@ class Pipeline:
             f"{duration(expected.retrain_s)}), {expected.memory_mib:.0f} MiB in each worker"
         )
 
+    def _tracked(self) -> AbstractContextManager[None]:
+        folder, params = self.folder.path, self.config.model_dump(mode="json")
+        say = self.console.print
+        return tracking(self.trackers, folder, name=self.name, params=params, say=say)
+
     def _step(
         self, stage: str, title: str, total: int, count: Callable[[], int] | None = None
     ) -> AbstractContextManager[None]:
@@ -413,53 +382,6 @@ class Pipeline:
             f"{len(data.search_valid)} for the search) and {len(data.test)} test images, "
             f"{data.classes} classes, {channels}x{height}x{width}"
         )
-
-    def _spent(self) -> tuple[tuple[str, str], ...]:
-        titles = {
-            "blocks": "block search",
-            SHARED_STAGE: "training of shared weights",
-            "networks": "network search, random search included",
-            "retrain": "retraining, baselines included",
-        }
-        rows = []
-        for stage, title in titles.items():
-            wall_s, compute_s = self.folder.seconds(stage)
-            if stage == SHARED_STAGE and not wall_s:
-                continue
-            rows.append((title, f"{duration(wall_s)} ({duration(compute_s)} in all workers)"))
-        rows.append(("not counted", "the last minutes of calls that were killed, if any"))
-        return tuple(rows)
-
-    def _facts(self) -> tuple[tuple[str, str], ...]:
-        facts = self.folder.read_facts()
-        return (
-            ("seed", str(self.config.seed)),
-            ("device", facts.device),
-            *facts.versions.items(),
-            ("data fingerprint", facts.fingerprint),
-            ("blocks are measured at", f"{REFERENCE_CHANNELS} channels, the run's image size"),
-            ("reproduce", "paretoblocks run config.yaml --out DIR, with this folder's config.yaml"),
-        )
-
-
-def _rankings(outcome: Outcome, front: Sequence[ModelRecord]) -> tuple[tuple[str, float, int], ...]:
-    """Compare the accuracy that steered the search with better ones, where both are known."""
-    tested = [(r.valid_accuracy or 0.0, r.test_accuracy_mean) for r in front if r.test_accuracy]
-    found = {
-        "shared weights and proxy training": outcome.ranking,
-        "the search's accuracy and retraining": Ranking.of(
-            [steered for steered, _ in tested], [mean or 0.0 for _, mean in tested]
-        ),
-    }
-    return tuple((label, one.tau, one.networks) for label, one in found.items() if one)
-
-
-def _drawn(block: Block) -> DrawnBlock:
-    nodes = tuple(tuple((edge.source, edge.op) for edge in node) for node in block.cell.nodes)
-    searches, cost = ", ".join(block.searches), block.cost
-    return DrawnBlock(
-        block.name, block.kind, block.cell.inputs, nodes, cost.params, cost.flops, searches
-    )
 
 
 def _device_name(device: str) -> str:
@@ -485,6 +407,13 @@ class Until(StrEnum):
     BLOCKS = "blocks"
     NETWORKS = "networks"
     RETRAIN = "retrain"
+
+
+class Tracker(StrEnum):
+    """Who is told the scalars of a run."""
+
+    TENSORBOARD = "tensorboard"
+    MLFLOW = "mlflow"
 
 
 class Device(StrEnum):
@@ -540,6 +469,9 @@ def run(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Default: workers.count of the config.")
     ] = None,
+    track: Annotated[
+        list[Tracker] | None, typer.Option(help="Show scalars there as well; may be repeated.")
+    ] = None,
 ) -> int:
     """Run the pipeline; the same call again continues where a run stopped."""
     chosen = device.resolve()
@@ -547,6 +479,7 @@ def run(
     folder = out or Path("runs") / config.stem
     found = experiment.workers.resolve(chosen, workers)
     pipeline = Pipeline(experiment, RunFolder(folder), config.stem, chosen, found)
+    pipeline.trackers = [tracker.value for tracker in track or ()]
     pipeline.run(until.value)
     pipeline.console.print(f"done: {folder}")
     return DONE
@@ -570,34 +503,98 @@ def pick_model(
     folder: Folder,
     max_params: Annotated[str | None, typer.Option(help="For example 300k.")] = None,
     max_flops: Annotated[str | None, typer.Option(help="Multiply-adds, for example 20M.")] = None,
-    max_latency_ms: Annotated[float | None, typer.Option(min=0.0)] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(help="At batch 1.")] = None,
     max_bits: Annotated[str | None, typer.Option(help="Of all weights, for example 1M.")] = None,
-    min_accuracy: Annotated[float | None, typer.Option(min=0.0, max=1.0)] = None,
-    at_knee: Annotated[bool, typer.Option("--knee", help="Where more params pay less.")] = False,
+    max_file_kb: Annotated[float | None, typer.Option(help="1 kB is 1000 bytes.")] = None,
+    min_accuracy: Annotated[
+        float | None, typer.Option(help="In [0, 1]: the cheapest model that has it.")
+    ] = None,
+    at_knee: Annotated[bool, typer.Option("--knee", help="Where more cost pays less.")] = False,
+    most_accurate: Annotated[
+        bool, typer.Option(help="Take it even where a cheaper one is as good within its std.")
+    ] = False,
+    latency: Annotated[
+        Path | None, typer.Option(help="JSON of paretoblocks-latency, from another device.")
+    ] = None,
+    file: Annotated[Format, typer.Option(help="Which files --max-file-kb is of.")] = Format.WEIGHTS,
     as_json: AsJson = False,
 ) -> int:
-    """Name the most accurate retrained model within the budgets, and where its weights are."""
+    """Choose a retrained model by budgets, and say why, what it costs, and what is beside it."""
     params, flops, bits = map(amount, (max_params, max_flops, max_bits))
-    budgets = Budgets(params, flops, max_latency_ms, min_accuracy, bits)
+    file_bytes = None if max_file_kb is None else int(1000 * max_file_kb)
+    budgets = Budgets(params, flops, max_latency_ms, max_bits=bits)
+    wishes = Wishes(budgets, file_bytes, min_accuracy, strict=most_accurate, knee=at_knee)
     pipeline = Pipeline.open(folder)
-    candidates = pipeline.retrained()
-    within = [record for record in candidates if budgets.excess(record) <= 0]
-    if at_knee and within:
-        chosen, fits = knee(within), True
-    else:
-        chosen, fits = pick(candidates, budgets)
-    weights = str(folder / "retrained" / chosen.id / "weights.safetensors")
+    members, records = pipeline.members, pipeline.retrained()
+    if latency is not None:
+        records = members.on_device(records, DeviceLatencies.load(latency))
+    chosen = choose(records, wishes, members.file_bytes(records, file))
+    weights = members.weights(chosen.record)
     if as_json:
-        print(json.dumps(model_row(chosen) | {"weights": weights}))
-    else:
-        print("" if fits else "nothing fits the budgets; the nearest model is ", end="")
-        print(f"{chosen.id}: {chosen.cost.params:,} params, {chosen.cost.flops:,} FLOPs")
-        mean, std = fraction(chosen.test_accuracy_mean), fraction(chosen.test_accuracy_std)
-        print(f"test accuracy: {mean} ± {std} over {len(chosen.seeds)} seeds")
-        print(f"weights: {weights}")
-        if len(within) > 1:
-            print(f"chosen by test accuracy among {len(within)} models, so a little optimistic")
-    return DONE if fits else NOTHING_FITS
+        print(json.dumps(chosen.to_json() | {"weights": str(weights)}))
+        return DONE if chosen.fits else NOTHING_FITS
+    for line in chosen.lines():
+        print(line)
+    print(f"weights: {weights}")
+    print(f"to take it along: paretoblocks export {folder} {chosen.record.id} --format onnx")
+    return DONE if chosen.fits else NOTHING_FITS
+
+
+@app.command()
+@_guarded
+def export(
+    folder: Folder,
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Default: every member.")
+    ] = None,
+    form: Annotated[Format, typer.Option("--format", help="Of the files.")] = Format.ONNX,
+    out: Annotated[
+        Path | None, typer.Option(help="A file, or a folder of files; default: in DIR/exports.")
+    ] = None,
+    parts: Annotated[
+        bool, typer.Option("--parts", help="The parts of all networks, to time them elsewhere.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Write trained members as files for a device, each compared with the model on real images."""
+    pipeline = Pipeline.open(folder)
+    if parts:
+        count = pipeline.export_parts(out or folder / "parts")
+        print(f"{count} parts in {out or folder / 'parts'}; time them with paretoblocks-latency")
+        return DONE
+    retrained = pipeline.retrained()
+    records = [named(retrained, id) for id in ids] if ids else retrained
+    one_file = out is not None and len(records) == 1 and out.suffix != "" and not out.is_dir()
+    delivered = []
+    for record in records:
+        path = out if one_file or out is None else out / f"{record.id}{form.suffix}"
+        delivered.append(pipeline.export(record, form, path, overwrite=force))
+        if not as_json:
+            print("\n  ".join(lines(delivered[-1])))
+    if as_json:
+        print(json.dumps([one.to_json() for one in delivered]))
+    return DONE
+
+
+@app.command()
+@_guarded
+def predict(
+    folder: Folder,
+    id: Annotated[str, typer.Argument(metavar="ID", help="Of a member, or its beginning.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files.")],
+    top: Annotated[int, typer.Option(min=1, help="How many classes of each picture.")] = 3,
+    as_json: AsJson = False,
+) -> int:
+    """Classify pictures with a trained member."""
+    pipeline = Pipeline.open(folder)
+    record = named(pipeline.retrained(), id)
+    found = classify(*load_network(pipeline.members.weights(record)), images, top)
+    if as_json:
+        print(json.dumps([one.to_json() for one in found]))
+        return DONE
+    Console().print(prediction_table(found))
+    return DONE
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -68,6 +68,11 @@ class RunFolder:
         return self.path / "pareto.json"
 
     @property
+    def measured(self) -> Path:
+        """What was measured of whole networks."""
+        return self.path / "measured.json"
+
+    @property
     def metrics(self) -> Path:
         """The event log."""
         return self.path / "metrics.jsonl"
@@ -119,13 +124,22 @@ class RunFolder:
         except TypeError as error:
             raise InputError(f"{self.facts}: damaged: {error}") from error
 
-    def claim(self, facts: Facts, config: dict[str, Any], say: Callable[[str], None]) -> None:
+    def claim(
+        self,
+        facts: Facts,
+        config: dict[str, Any],
+        say: Callable[[str], None],
+        *,
+        ahead: Collection[str] = (),
+    ) -> None:
         """Leave config and facts in an empty folder; in that of a run, check that they agree.
 
         Args:
             facts: Of this call.
             config: The whole config as plain data; of its table `workers` nothing depends.
-            say: Called with a warning where something differs that may change last digits.
+            say: Called with what a person should know: a warning where something differs that may
+                change last digits, and the keys that were changed.
+            ahead: Tables of stages that have not begun: they may change.
 
         Raises:
             InputError: If the folder is another run's, naming the keys that differ, or no run's.
@@ -144,12 +158,17 @@ class RunFolder:
             raise InputError(f"{self.config}: damaged: {error}") from error
         if isinstance(theirs, dict):
             theirs[WORKERS] = config.get(WORKERS)  # not compared
-        if differing := list(_differences(theirs, config)):
-            raise InputError(f"{self.path}: made by another config: {'; '.join(differing)}")
+        differing = dict(_differences(theirs, config))
+        changed = [how for key, how in differing.items() if key.partition(".")[0] in ahead]
+        if settled := [how for how in differing.values() if how not in changed]:
+            raise InputError(f"{self.path}: made by another config: {'; '.join(settled)}")
         if before.fingerprint != facts.fingerprint:
             raise InputError(f"{self.path}: the images have changed since this run began")
         if (before.versions, before.device) != (facts.versions, facts.device):
             say("warning: the device or the library versions are not those of this run's beginning")
+        if changed:
+            say(f"the config changes for what has not begun: {'; '.join(changed)}")
+            write_atomic(self.config, yaml.safe_dump(config, sort_keys=False))
 
     @contextmanager
     def step(
@@ -174,14 +193,14 @@ class RunFolder:
         return wall_s, sum(event.get("seconds", 0.0) for event in events)
 
 
-def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
-    """Yield a line `key was ... and is ...` for every value in which two configs differ."""
+def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every key in which two configs differ, and a line `key was ... and is ...`."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted({*old, *new}, key=str):
             inner = f"{key}.{name}" if key else str(name)
             yield from _differences(old.get(name), new.get(name), inner)
     elif old != new:
-        yield f"{key} was {old!r} and is {new!r}"
+        yield key, f"{key} was {old!r} and is {new!r}"
 
 
 def versions() -> dict[str, str]:

@@ -5,6 +5,9 @@ other; `evaluation/latency.py` says how they are timed. Such a table is a usual 
 device's latency into a search, for one in FBNet (Wu et al., 2019,
 https://arxiv.org/abs/1812.03443), where its entries are ops. Ours are cells.
 
+`export_parts` writes the parts as ONNX files, to be timed on another device by
+`evaluation/paretoblocks_latency.py`; `LatencyTable.from_device` reads what was measured there.
+
 Two approximations. A cell reads the two cells before it; it is measured with inputs of its own
 width, since otherwise the table had an entry for every pair of neighbours. And parts measured one
 by one do not share caches nor, on a GPU, hide the launch of one behind the work of another.
@@ -12,9 +15,11 @@ by one do not share caches nor, on a GPU, hide the launch of one behind the work
 Cells of 1-bit weights are timed as PyTorch runs them, in float32: no faster for being 1-bit.
 """
 
+import hashlib
 import itertools
 import math
 import platform
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
@@ -27,7 +32,9 @@ from torch import nn
 from blocksearch.space import Cell
 from blocksearch.stack import Place, PlacedCell, Stack, _build_cell
 from evaluation.errors import InputError
-from evaluation.latency import BATCH, measure_ms
+from evaluation.latency import BATCH, DeviceLatencies, measure_ms
+from evaluation.onnx_files import save_onnx
+from evaluation.paretoblocks_latency import NAME_KEY
 from evaluation.records import read_json, write_json
 from evaluation.training import seeded_model
 from netsearch.genome import GenomeSpace, NetworkSpec, Stage
@@ -35,6 +42,10 @@ from netsearch.network import builder
 
 ROUNDS = 3  # through all parts; the least counts, since other processes only ever add time
 ROUND_WARMUP, ROUND_REPEATS, ROUND_MIN_S = 2, 7, 0.007
+
+STEM = "stem"
+EMPTY = "empty"  # an ONNX file of no work: what a run costs by itself
+LEAST_SHARE = 0.1  # that stays of a part's time without that: its noise must not make it negative
 
 Genome = tuple[int, ...]
 Shape = tuple[int, int, int]
@@ -56,7 +67,7 @@ class LatencyTable:
         parts_ms: Name of a part, as `parts` gives it, to its milliseconds.
         image_shape: (C, H, W).
         classes: Number of classes.
-        facts: On what it was measured: device, threads, batch, torch.
+        facts: On what it was measured: device, threads, batch, and torch or another runtime.
     """
 
     parts_ms: Mapping[str, float]
@@ -88,8 +99,7 @@ class LatencyTable:
             device: `cpu` or `cuda`.
             threads: Of PyTorch's operations on a CPU.
         """
-        stacks = _uniform_stacks(space, cells, image_shape, classes)
-        needed = dict(part for stack in stacks for part in parts(stack))
+        needed = all_parts(space, cells, image_shape, classes)
         parts_ms = dict.fromkeys(needed, math.inf)
         for _, (name, part) in itertools.product(range(ROUNDS), needed.items()):
             module = seeded_model(part.build, 0, device)
@@ -109,6 +119,48 @@ class LatencyTable:
             "torch": str(torch.__version__),
         }
         return cls(parts_ms, image_shape, classes, facts)
+
+    @classmethod
+    def from_device(
+        cls,
+        latencies: DeviceLatencies,
+        space: GenomeSpace,
+        cells: Mapping[str, Cell],
+        image_shape: Shape,
+        classes: int,
+    ) -> Self:
+        """Take every part that a network of the space can have from what a device measured.
+
+        Each run of a file has a fixed cost, that of the file `empty`, which a network pays once and
+        its parts once each. It is taken off all parts but the stem, of which a network has one.
+
+        Raises:
+            InputError: If a part was not measured there.
+        """
+        needed = all_parts(space, cells, image_shape, classes)
+        what = "the parts of these networks (paretoblocks export DIR --parts writes them)"
+        measured = latencies.of([EMPTY, *needed], what)
+        fixed_ms = measured.pop(EMPTY)
+        parts_ms = {
+            name: ms if name.startswith(STEM) else max(ms - fixed_ms, LEAST_SHARE * ms)
+            for name, ms in measured.items()
+        }
+        facts = {**latencies.facts, "file": str(latencies.path)}
+        return cls(parts_ms, image_shape, classes, facts)
+
+    @property
+    def source(self) -> Path | None:
+        """The latency JSON that it is from; None if it was measured here."""
+        return Path(str(self.facts["file"])) if "file" in self.facts else None
+
+    def covers(
+        self, space: GenomeSpace, cells: Mapping[str, Cell], image_shape: Shape, classes: int
+    ) -> bool:
+        """Tell whether it has every part that a network of the space can have."""
+        same_images = (self.image_shape, self.classes) == (image_shape, classes)
+        return same_images and all_parts(space, cells, image_shape, classes).keys() <= set(
+            self.parts_ms
+        )
 
     def of(self, stack: Stack) -> float:
         """Return the milliseconds of a network: the sum over its parts.
@@ -204,7 +256,7 @@ def parts(stack: Stack) -> Iterator[tuple[str, Part]]:
     resolution, and whether the cell before it halved that, but not the width of its inputs.
     """
     channels, *side = stack.image_shape
-    stem = f"stem {channels}->{stack.stem_channels} at {side[0]}x{side[1]}"
+    stem = f"{STEM} {channels}->{stack.stem_channels} at {side[0]}x{side[1]}"
     yield stem, Part(partial(_stem, stack), (stack.image_shape,))
     for one, place in zip(stack.cells, stack.places(), strict=True):
         own = replace(place, in_channels=(place.out_channels, place.out_channels))
@@ -213,6 +265,61 @@ def parts(stack: Stack) -> Iterator[tuple[str, Part]]:
     height, width = place.out_side
     end = f"classifier {place.out_channels}->{stack.classes} at {height}x{width}"
     yield end, Part(partial(_end, stack), ((place.out_channels, height, width),))
+
+
+def all_parts(
+    space: GenomeSpace, cells: Mapping[str, Cell], image_shape: Shape, classes: int
+) -> dict[str, Part]:
+    """Return every part, by name, that a network of the space can have."""
+    stacks = _uniform_stacks(space, cells, image_shape, classes)
+    return dict(part for stack in stacks for part in parts(stack))
+
+
+def export_parts(
+    space: GenomeSpace,
+    cells: Mapping[str, Cell],
+    image_shape: Shape,
+    classes: int,
+    folder: Path,
+    say: Callable[[str], None] = lambda line: None,
+) -> int:
+    """Write every part, and one of no work, as ONNX files; those that are there already stay.
+
+    Args:
+        space: The networks.
+        cells: Block name to cell.
+        image_shape: (C, H, W).
+        classes: Number of classes.
+        folder: Where the files go; made if it is not there.
+        say: Called with a line about each file before it is written.
+
+    Returns:
+        Number of files.
+
+    Raises:
+        InputError: If the extra `onnx` is not installed, or an operator does not export.
+    """
+    needed = {
+        EMPTY: Part(nn.Identity, ((1, 1, 1),)),
+        **all_parts(space, cells, image_shape, classes),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (name, part) in enumerate(needed.items(), start=1):
+        path = folder / part_file(name)
+        if path.exists():
+            continue
+        say(f"part {number} of {len(needed)}: {name}")
+        shapes = enumerate(part.input_shapes)
+        inputs = {f"input_{index}": torch.zeros(BATCH, *shape) for index, shape in shapes}
+        module = seeded_model(part.build, 0, "cpu")
+        save_onnx(module, inputs, path, {NAME_KEY: name}, output="output")
+    return len(needed)
+
+
+def part_file(name: str) -> str:
+    """Return the file name of a part: safe everywhere, and no two parts have the same."""
+    words = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
+    return f"{words}-{hashlib.sha256(name.encode()).hexdigest()[:6]}.onnx"
 
 
 def _cell_name(one: PlacedCell, place: Place) -> str:

@@ -12,6 +12,7 @@ from scipy.stats import kendalltau
 from blocksearch.library import BlockLibrary
 from blocksearch.space import NORMAL, REDUCTION, SearchSpace
 from evaluation.errors import InputError
+from evaluation.latency import DeviceLatencies
 from evaluation.parallel import Workers, run_tasks
 from evaluation.pareto import Box, Budgets, pareto_set, spread
 from evaluation.records import COST_NAMES, Archive, CostName, ModelRecord
@@ -38,6 +39,7 @@ class NetSearchConfig(SearchConfig):
     max_flops: int | None = Field(ge=1)
     max_bits: int | None = Field(default=None, ge=1)
     max_latency_ms: float | None = Field(default=None, gt=0)
+    latency: str | None = None
     costs: tuple[CostName, ...] = Field(min_length=1)
     estimate: Literal["proxy", "shared_weights"] = "proxy"
     shared_weights: SharedWeightsConfig = SharedWeightsConfig()
@@ -67,6 +69,11 @@ class NetSearchConfig(SearchConfig):
 
     @model_validator(mode="after")
     def _fitting(self) -> "NetSearchConfig":
+        if self.latency is not None and not self.needs_latency:
+            raise ValueError(
+                f"latency: {self.latency} is given, but latency_ms is neither among the costs nor "
+                "has it a budget, max_latency_ms"
+            )
         if self.search == "halving":
             if self.estimate != "proxy":
                 raise ValueError("search: halving needs estimate: proxy; others have one fidelity")
@@ -254,15 +261,23 @@ class NetworkStage:
         return Evaluator(self.problem, method, self.training.data_seed, self.workers)
 
     def _latency(self) -> LatencyTable | None:
-        """Measure the blocks once, while nothing else runs; a resumed run has the same numbers."""
+        """Measure the blocks once, while nothing else runs, or take what another device measured.
+
+        It stays in the run's folder, so that a resumed run has the same numbers. A table there for
+        other networks or from another file is of a config that was changed before it was used.
+        """
         if not self.config.needs_latency:
             return None
         path = self.folder / "latency.json"
-        if not path.exists():
-            space = genome_space(self.config, self.library, self.images)
-            shape, classes = self.images.shape, self.images.classes
-            device = self.training.device
-            table = LatencyTable.measure(space, self.library.cells, shape, classes, device)
+        source = None if self.config.latency is None else Path(self.config.latency)
+        space = genome_space(self.config, self.library, self.images)
+        networks = space, self.library.cells, self.images.shape, self.images.classes
+        table = LatencyTable.load(path) if path.exists() else None
+        if table is None or not table.covers(*networks) or table.source != source:
+            if source is None:
+                table = LatencyTable.measure(*networks, self.training.device)
+            else:
+                table = LatencyTable.from_device(DeviceLatencies.load(source), *networks)
             table.save(path)
         return LatencyTable.load(path)
 

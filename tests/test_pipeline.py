@@ -267,7 +267,7 @@ def test_pick_returns_the_best_retrained_model_within_the_budget(finished, large
     retrained = Pipeline.open(finished).retrained()
     limit = largest(record.cost.params for record in retrained)
     within = [record for record in retrained if record.cost.params <= limit]
-    result = invoke("pick", str(finished), "--max-params", str(limit), "--json")
+    result = invoke("pick", str(finished), "--max-params", str(limit), "--most-accurate", "--json")
     chosen = json.loads(result.stdout)
     assert result.exit_code == 0
     assert chosen["test_accuracy"] == max(record.test_accuracy_mean for record in within)
