@@ -1,6 +1,5 @@
 """The one error type that the command line turns into a message and exit status 2."""
 
-
 LONGEST_REASON = 300  # characters
 
 

@@ -1,5 +1,6 @@
 """From a picture to the input of a model: what a file that leaves this project must say of it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,10 +85,11 @@ class Preprocessing:
             channels, height, width = (int(size) for size in data["image_shape"])
             mean, std = (tuple(float(x) for x in data[name]) for name in ("mean", "std"))
             names = tuple(str(name) for name in data["class_names"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"not a preprocessing: {error!r}") from error
         fits = channels in (1, 3) and len(mean) == len(std) == channels and min(height, width) > 0
-        if not fits or min(std) <= 0 or len(names) < 2:
+        finite = all(map(math.isfinite, (*mean, *std)))
+        if not fits or not finite or min(std) <= 0 or len(names) < 2:
             raise ValueError(
                 "a preprocessing has 1 or 3 channels, a mean and a positive std for each, and "
                 f"at least 2 class names; got {str(data)[:200]}"

@@ -1,6 +1,5 @@
 """A trained member of the front as a file for a device, in each of the formats."""
 
-import tempfile
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -68,14 +67,12 @@ class Delivered:
         file: The file, and how it agrees with the model.
         latency: In ONNX Runtime on this device, one thread, batch 1; None of other formats.
         accuracies: On the validation split, of the model and of the integers; None of floats.
-        float_bytes: Size of the float ONNX file that the integers were made of; None of floats.
     """
 
     id: str
     file: Exported
     latency: Latency | None = None
     accuracies: tuple[float, float] | None = None
-    float_bytes: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data."""
@@ -84,7 +81,6 @@ class Delivered:
             "latency_spread_ms": self.latency and self.latency.spread_ms,
             "accuracy_before": self.accuracies and self.accuracies[0],
             "accuracy_after": self.accuracies and self.accuracies[1],
-            "float_bytes": self.float_bytes,
         }
 
 
@@ -118,10 +114,8 @@ def deliver(
         return Delivered(name, file, measure_onnx_ms(path))
     calibration = images[-CALIBRATED:]
     file = export_int8(*about, calibration, path, name=name, overwrite=overwrite)
-    with tempfile.TemporaryDirectory() as folder:
-        whole = export_onnx(*about, Path(folder, path.name), name=name)
     accuracies = accuracy(network, valid.to("cpu")), onnx_accuracy(path, images, valid.labels)
-    return Delivered(name, file, measure_onnx_ms(path), accuracies, whole.file_bytes)
+    return Delivered(name, file, measure_onnx_ms(path), accuracies)
 
 
 def lines(delivered: Delivered) -> list[str]:
@@ -134,7 +128,7 @@ def lines(delivered: Delivered) -> list[str]:
     ]
     if delivered.accuracies:
         before, after = delivered.accuracies
-        size = (delivered.float_bytes or 0) / 1000
+        size = (file.float_bytes or 0) / 1000
         said.append(
             f"float to int8: accuracy {before:.4f} to {after:.4f} on the validation images (from "
             f"which retraining learned too), size {size:,.1f} to {file.file_bytes / 1000:,.1f} kB"
