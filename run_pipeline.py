@@ -286,7 +286,7 @@ class Pipeline:
         """Write every part of the networks of the space as ONNX, to be timed on another device.
 
         Returns:
-            Number of parts.
+            Number of files.
         """
         library = BlockLibrary.load(self.folder.blocks)
         space = genome_space(self.config.netsearch, library, self.images)
@@ -321,6 +321,8 @@ class Pipeline:
         check_budgets_early(self.config.netsearch, config.space, self.images)
         if self.config.retrain.baselines:
             load_torchvision()
+        if self.config.netsearch.latency and not self.folder.latency.exists():
+            DeviceLatencies.load(Path(self.config.netsearch.latency))
         if not self.folder.pareto.exists():
             tables = config, self.config.netsearch, self.config.retrain
             check_memory(self.dataset, *tables, device=self.device, workers=self.workers.sharing)
@@ -560,8 +562,8 @@ def export(
     """Write trained members as files for a device, each compared with the model on real images."""
     pipeline = Pipeline.open(folder)
     if parts:
-        count = pipeline.export_parts(out or folder / "parts")
-        print(f"{count} parts in {out or folder / 'parts'}; time them with paretoblocks-latency")
+        place = out or folder / "parts"
+        print(f"{pipeline.export_parts(place)} files in {place}; paretoblocks-latency times them")
         return DONE
     retrained = pipeline.retrained()
     records = [named(retrained, id) for id in ids] if ids else retrained

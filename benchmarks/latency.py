@@ -220,7 +220,8 @@ def fronts(library: BlockLibrary | None, out: Path, data: Path | None, seed: int
     }
     evaluated = [r for s in stages.values() for r in Archive(s.folder / "archive.jsonl")]
     return {"seed": seed, "data": name, **compared(members), **shares(members, problem)} | {
-        "of_all_evaluated": by_both({r.id: r for r in evaluated}, problem)
+        "of_all_evaluated": by_both({r.id: r for r in evaluated}, problem),
+        "space": flops_and_latency(problem),
     }
 
 
@@ -268,6 +269,16 @@ def by_both(evaluated: Mapping[str, ModelRecord], problem: NetworkProblem) -> di
     common = len(sets[PLANES[0]] & sets[PLANES[1]])
     sizes = {plane: len(ids) for plane, ids in sets.items()}
     return {"networks": len(records), **sizes, "in_common": common}
+
+
+def flops_and_latency(problem: NetworkProblem, count: int = 200) -> dict[str, float]:
+    """Return how far FLOPs and summed latency rank networks of all sizes alike, and their spans."""
+    generator, space = np.random.default_rng(0), problem.space
+    genomes = [space.genes.random_of_size(size, generator) for size in np.linspace(0, 1, count)]
+    costs = [problem.cost(genome) for genome in genomes]
+    flops, ms = ([cost.count(plane) for cost in costs] for plane in ("flops", "latency_ms"))
+    spans = {"flops_span": max(flops) / min(flops), "latency_span": max(ms) / min(ms)}
+    return {"networks": count, "spearman": float(spearmanr(flops, ms).statistic), **spans}
 
 
 def main(

@@ -68,6 +68,11 @@ class RunFolder:
         return self.path / "pareto.json"
 
     @property
+    def latency(self) -> Path:
+        """Milliseconds of the parts of networks, where the search needs them."""
+        return self.path / "latency.json"
+
+    @property
     def measured(self) -> Path:
         """What was measured of whole networks."""
         return self.path / "measured.json"

@@ -60,10 +60,9 @@ class Members:
         """What the front's latencies are of, in words; empty where there are none."""
         if not self.elsewhere:
             return self.measurements.device
-        path = self.folder.path / "latency.json"
-        if not path.exists():
+        if not self.folder.latency.exists():
             return ""
-        facts = LatencyTable.load(path).facts
+        facts = LatencyTable.load(self.folder.latency).facts
         return "sum over parts: " + ", ".join(f"{name} {value}" for name, value in facts.items())
 
     def front(self) -> list[ModelRecord]:

@@ -252,6 +252,32 @@ def test_tables_of_stages_that_have_not_begun_may_change(tmp_path):
         assert (path / "config.yaml").read_bytes() == before
 
 
+def test_a_file_of_latencies_that_is_not_there_is_found_before_any_search(tmp_path):
+    changes = "netsearch.latency=nowhere.json", "netsearch.costs=[latency_ms]"
+    with pytest.raises(InputError, match="nowhere.json"):
+        pipeline(tmp_path / "run", *changes).run()
+    assert not (tmp_path / "run" / "blocks.json").exists()
+
+
+def test_a_search_goes_by_the_latencies_of_another_device(folder, tmp_path):
+    from evaluation.paretoblocks_latency import main
+
+    path, parts, board = tmp_path / "run", tmp_path / "parts", tmp_path / "board.json"
+    pipeline(path).run("blocks")
+    assert invoke("export", path, "--parts", "--out", parts).exit_code == 0
+    main([str(parts), "--out", str(board), "--seconds", "0.001", "--device", "a board"])
+    changes = f"netsearch.latency={board}", "netsearch.costs=[latency_ms]"
+    run = pipeline(path, *changes)
+    run.run()
+    by_part = read_json(path / "latency.json")["parts_ms"]
+    for record in run.front():  # a stem, the cells, a classifier
+        stem = next(ms for name, ms in by_part.items() if name.startswith("stem"))
+        assert stem < record.cost.latency_ms < sum(by_part.values())
+    assert "a board" in run.members.latency_device
+    board.unlink()
+    pipeline(path, *changes).run()  # the run has what it needs
+
+
 def test_scalars_of_a_run_reach_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

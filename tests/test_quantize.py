@@ -60,7 +60,7 @@ def test_the_file_is_one_sound_dynamic_file_with_our_metadata_alone(made):
     _, path, images, _ = made
     model = onnx.load(path, load_external_data=False)
     onnx.checker.check_model(model, full_check=True)
-    assert (model.ir_version, [one.version for one in model.opset_import]) == (10, [18])
+    assert (model.ir_version, [one.version for one in model.opset_import]) == (8, [18])
     session = onnx_session(path)
     assert session.get_modelmeta().custom_metadata_map == {"key": "value"}
     (into,), (out,) = session.get_inputs(), session.get_outputs()
