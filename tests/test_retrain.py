@@ -128,7 +128,7 @@ def test_a_killed_retraining_ends_as_the_unbroken_one(tmp_path, context, monkeyp
         patch.setattr(MetricsLog, "write", kill)
         with pytest.raises(Killed):
             retrain(net, 0, tmp_path / "b", context, description="a net")
-    assert names(tmp_path / "b") == ["seed-0.ckpt"]
+    assert names(tmp_path / "b") == ["seed-0.ckpt", "seed-0.ckpt.old"][:killed_after]
     context.metrics.unlink()
     assert retrain(net, 0, tmp_path / "b", context, description="a net") == unbroken
     assert [e["epoch"] for e in read_metrics(context.metrics)[:-1]] == [2, 3][killed_after - 1 :]

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS, OPS
 from blocksearch.space import Cell, Edge, SearchSpace
+from evaluation.checkpoint import Checkpoint
 from evaluation.data import AugmentConfig, DataConfig, batches, load_dataset
 from evaluation.errors import InputError
 from evaluation.records import Cost, ModelRecord
@@ -312,17 +313,23 @@ def test_a_killed_training_goes_on_bit_for_bit(digits, tmp_path):
     whole, killed, resumed = store(), store(), store(seed=5)
     options = {"seed": 3, "augment": AugmentConfig(pad_px=1)}
     train_shared(whole, digits, config(networks=2), recipe(), **options)
-    path = tmp_path / "shared.pt"
+    checkpoint = Checkpoint(tmp_path / "shared.ckpt")
     with pytest.raises(KeyboardInterrupt):
         train_shared(
-            killed, digits, config(networks=2), recipe(), **options, checkpoint=path, on_epoch=stop
+            killed,
+            digits,
+            config(networks=2),
+            recipe(),
+            **options,
+            checkpoint=checkpoint,
+            on_epoch=stop,
         )
     assert not torch.equal(killed.weights, whole.weights)
-    train_shared(resumed, digits, config(networks=2), recipe(), **options, checkpoint=path)
+    train_shared(resumed, digits, config(networks=2), recipe(), **options, checkpoint=checkpoint)
     assert torch.equal(resumed.weights, whole.weights)
     with pytest.raises(InputError, match="expected .* shared weights"):
         other = store(replace(SPACE, widths=(4, 12)))
-        train_shared(other, digits, config(networks=2), recipe(), **options, checkpoint=path)
+        train_shared(other, digits, config(networks=2), recipe(), **options, checkpoint=checkpoint)
 
 
 def test_equal_seeds_give_equal_stores_and_others_do_not(digits):

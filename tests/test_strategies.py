@@ -22,6 +22,7 @@ from blocksearch.engine import (
 )
 from blocksearch.space import Cell
 from blocksearch.strategies import STRATEGIES
+from evaluation.checkpoint import Checkpoint
 from evaluation.data import AugmentConfig
 from evaluation.graphs import EAGER_STEPS
 
@@ -219,7 +220,7 @@ def test_a_killed_search_continues_bit_for_bit(
             batch_size=16,
             seed=5,
             augment=AugmentConfig(pad_px=1, flip=True),
-            checkpoint=checkpoint,
+            checkpoint=Checkpoint(checkpoint),
             on_epoch=on_epoch,
         )
         return strategy, cells
