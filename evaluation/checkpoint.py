@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from evaluation.errors import InputError
+from evaluation.errors import InputError, reason_of
 from evaluation.records import write_atomic
 
 EVERY_S = 60.0  # what a kill may cost, beside the time that a checkpoint takes
@@ -134,7 +134,7 @@ class Checkpoint:
                 AttributeError,
                 pickle.UnpicklingError,
             ) as error:
-                wrong.append(f"{path}: damaged checkpoint ({error})")
+                wrong.append(f"{path}: damaged or foreign checkpoint ({reason_of(error)})")
                 continue
             if wrong:
                 self._say(f"{wrong[0]}; goes on from the one before")
@@ -149,7 +149,7 @@ class Checkpoint:
         return self._clock() - self._last_s >= EVERY_S
 
     def save(self, parts: Mapping[str, Stateful]) -> None:
-        """Write the state of the parts; at every moment a kill leaves at least one whole file."""
+        """Write the state of the parts; a kill leaves at least one whole file at every moment."""
         buffer = io.BytesIO()
         states = {name: part.state_dict() for name, part in parts.items()}
         torch.save({"of": self._of, "states": states}, buffer)
@@ -165,13 +165,13 @@ class Checkpoint:
         self.before.unlink(missing_ok=True)
 
     def _read(self, path: Path) -> State:
-        content = path.read_bytes()
-        start = len(FORMAT) + DIGEST_BYTES
-        if not content.startswith(FORMAT):
-            raise ValueError("not in the format of a checkpoint")
-        if hashlib.sha256(content[start:]).digest() != content[len(FORMAT) : start]:
+        file = io.BytesIO(path.read_bytes())
+        if file.read(len(FORMAT)) != FORMAT:
+            raise ValueError("it does not begin as a checkpoint does")
+        digest, data = file.read(DIGEST_BYTES), file.read()
+        if hashlib.sha256(data).digest() != digest:
             raise ValueError("its content is not what was written")
-        found = torch.load(io.BytesIO(content[start:]), map_location="cpu", weights_only=True)
+        found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         if found["of"] != self._of:
             raise ValueError("it is of another training")
         states: State = found["states"]

@@ -127,7 +127,11 @@ def test_a_kill_while_shared_weights_are_trained_loses_no_epoch(tmp_path, monkey
     monkeypatch.undo()
     assert (tmp_path / "killed" / "shared_weights.ckpt").exists()
     assert stage(tmp_path / "killed", **changes).run().front == whole.front
-    assert not (tmp_path / "killed" / "shared_weights.ckpt").exists()
+    assert not list((tmp_path / "killed").glob("*.ckpt*"))
+    for name in ("shared_weights.ckpt", "shared_weights.ckpt.old"):
+        (tmp_path / "killed" / name).write_text("left by a kill")
+    stage(tmp_path / "killed", **changes).prepare()
+    assert not list((tmp_path / "killed").glob("*.ckpt*"))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import torch
 from recorded import RecordedGraphs
 
 import blocksearch.engine
+import evaluation.checkpoint
 from blocksearch import kernels
 from blocksearch.engine import (
     SearchSetup,
@@ -235,6 +236,55 @@ def test_a_killed_search_continues_bit_for_bit(
     expected = unbroken.supernet.state_dict()
     for key, value in resumed.supernet.state_dict().items():
         assert torch.equal(value, expected[key]), key
+
+
+class Died(BaseException):
+    """Is no `Exception`, as the end of a process is not."""
+
+
+@every_strategy
+def test_a_search_that_is_killed_after_each_of_its_steps_continues_bit_for_bit(
+    strategy_class, make_setup, period_split, monkeypatch, tmp_path: Path
+):
+    train, valid = period_split(16, 0), period_split(12, 1)  # `valid` goes round within an epoch
+
+    def run_search(logged: list, checkpoint: Checkpoint | None, steps: int) -> Strategy:
+        strategy = build(strategy_class, make_setup(OPS, nodes=1))
+        step, left = strategy.step, iter(range(steps))
+
+        def mortal(*batches: Any) -> dict[str, torch.Tensor]:
+            if next(left, None) is None:
+                raise Died
+            return step(*batches)
+
+        monkeypatch.setattr(strategy, "step", mortal)
+        search(
+            strategy,
+            train,
+            valid,
+            epochs=2,
+            batch_size=4,
+            seed=5,
+            augment=AugmentConfig(pad_px=1, flip=True),
+            checkpoint=checkpoint,
+            on_epoch=lambda epoch, scalars: logged.append((epoch, scalars)),
+        )
+        return strategy
+
+    expected: list[tuple[int, dict[str, float]]] = []
+    unbroken = run_search(expected, None, steps=8)
+    monkeypatch.setattr(evaluation.checkpoint, "EVERY_S", 0.0)
+    logged: list[tuple[int, dict[str, float]]] = []
+    for _ in range(7):
+        with pytest.raises(Died):
+            run_search(logged, Checkpoint(tmp_path / "x.ckpt"), steps=1)
+    resumed = run_search(logged, Checkpoint(tmp_path / "x.ckpt"), steps=1)
+    assert logged == expected and len(logged) == 2
+    assert resumed.derive() == unbroken.derive()
+    for one, other in zip(
+        tensors_that_a_step_changes(resumed), tensors_that_a_step_changes(unbroken), strict=True
+    ):
+        assert torch.equal(one, other)
 
 
 @every_strategy
