@@ -165,7 +165,7 @@ class Killed(BaseException):
 
 
 def test_a_search_killed_in_mid_epoch_finds_what_the_unbroken_one_finds(tmp_path, monkeypatch):
-    whole, killed = context(tmp_path / "a", epochs=2), context(tmp_path / "b", epochs=2)
+    whole, killed = (context(tmp_path / run, epochs=2, batch_size=8) for run in "ab")
     for one in (whole, killed):
         one.folder.mkdir(parents=True)
     (search,) = whole.config.searches(0)
@@ -192,7 +192,7 @@ def test_a_search_killed_in_mid_epoch_finds_what_the_unbroken_one_finds(tmp_path
         [event["train_loss"] for event in read_metrics(one.metrics) if "train_loss" in event]
         for one in (whole, killed)
     ]
-    assert len(logged[0]) == 2 and logged[1] in (logged[0], logged[0][1:], logged[0] + logged[0])
+    assert len(logged[0]) == 2 and logged[1] == logged[0]
     events = read_metrics(killed.metrics)
     assert any("darts-s0.ckpt: damaged" in event.get("warning", "") for event in events)
 

@@ -318,9 +318,11 @@ def tensors_that_a_step_changes(strategy: Strategy) -> list[torch.Tensor]:
 
 @every_strategy
 def test_a_search_whose_steps_are_replayed_equals_the_eager_one(
-    strategy_class, make_setup, period_split, monkeypatch
+    strategy_class, make_setup, period_split, monkeypatch, tmp_path: Path
 ):
-    def searched(graphs_for) -> tuple[Strategy, list]:
+    monkeypatch.setattr(evaluation.checkpoint, "EVERY_S", 0.0)  # a replay goes on after each
+
+    def searched(graphs_for, checkpoint: Checkpoint | None = None) -> tuple[Strategy, list]:
         monkeypatch.setattr(blocksearch.engine, "graphs_for", lambda device: graphs_for())
         losses: list[dict[str, float]] = []
         with kernels.plain_path():
@@ -332,6 +334,7 @@ def test_a_search_whose_steps_are_replayed_equals_the_eager_one(
                 batch_size=4,
                 seed=0,
                 augment=AugmentConfig(),
+                checkpoint=checkpoint,
                 on_epoch=lambda epoch, scalars: losses.append(scalars),
             )
         return strategy, losses
@@ -347,7 +350,7 @@ def test_a_search_whose_steps_are_replayed_equals_the_eager_one(
 
     schedule, names = strategy.schedule, []
     monkeypatch.setattr(strategy, "schedule", lambda at: names.append(schedule(at)) or names[-1])
-    replayed, got = searched(recorded)
+    replayed, got = searched(recorded, Checkpoint(tmp_path / "x.ckpt"))
     (graphs,) = made
     of_a_kind = [names.count(name) for name in set(names) - {None}]
     assert graphs.replayed == sum(max(0, count - EAGER_STEPS) for count in of_a_kind)
