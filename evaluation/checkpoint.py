@@ -7,6 +7,7 @@ A file is a line that names the format, the SHA-256 of the rest, and tensors and
 import hashlib
 import io
 import pickle
+import struct
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,17 @@ from evaluation.records import write_atomic
 EVERY_S = 60.0  # what a kill may cost, beside the time that a checkpoint takes
 FORMAT = b"paretoblocks checkpoint 1\n"
 DIGEST_BYTES = hashlib.sha256().digest_size
+NO_STATE = (  # what torch and the parts raise on what is no state of theirs
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    pickle.UnpicklingError,
+    struct.error,
+)
 
 State = dict[str, Any]
 
@@ -124,16 +136,7 @@ class Checkpoint:
                     part.load_state_dict(states[name])
             except (torch.OutOfMemoryError, torch.AcceleratorError):
                 raise  # no fault of the file
-            except (
-                RuntimeError,
-                EOFError,
-                OSError,
-                ValueError,
-                TypeError,
-                LookupError,
-                AttributeError,
-                pickle.UnpicklingError,
-            ) as error:
+            except NO_STATE as error:
                 wrong.append(f"{path}: damaged or foreign checkpoint ({reason_of(error)})")
                 continue
             if wrong:
