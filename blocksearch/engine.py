@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -15,7 +14,7 @@ from blocksearch.forms import Form
 from blocksearch.relaxation import Gates, one_hot_gates
 from blocksearch.space import Cell
 from blocksearch.supernet import Supernet
-from evaluation.checkpoint import load_checkpoint, save_checkpoint
+from evaluation.checkpoint import Checkpoint, Position, Stateful
 from evaluation.data import AugmentConfig, Split, batches, cycle
 from evaluation.graphs import CapturedStep, graphs_for
 from evaluation.training import EVALUATION_BATCH, TrainingError, cosine, epoch_generator
@@ -236,22 +235,23 @@ def search(
     batch_size: int,
     seed: int,
     augment: AugmentConfig,
-    checkpoint: Path | None = None,
+    checkpoint: Checkpoint | None = None,
     on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, scalars: None,
 ) -> list[Cells]:
     """Run a strategy for some epochs over `train` and return the cells that it derives.
 
-    Every step sees one batch of `train` and a fresh one of `valid`. A search that finds its
-    checkpoint goes on from it and ends as if it had not stopped.
+    Every step sees one batch of `train` and a fresh one of `valid`. The checkpoint is written after
+    every epoch and whenever it is due; a search that finds it goes on from it and ends as if it had
+    not stopped.
 
     Raises:
+        InputError: If the checkpoint is damaged or of another search.
         TrainingError: If a logged scalar or a logit is not finite any more.
     """
-    state = load_checkpoint(checkpoint) if checkpoint else None
-    start = 0
-    if state is not None:
-        strategy.load_state_dict(state["strategy"])
-        start = state["epoch"]
+    position = Position()
+    parts: dict[str, Stateful] = {"strategy": strategy, "position": position}
+    if checkpoint:
+        checkpoint.restore(parts)
     graphs = graphs_for(train.images.device)  # one for all kinds of steps: they share its memory
     captured: dict[Hashable, CapturedStep] = {}
 
@@ -259,23 +259,24 @@ def search(
         return strategy.step((x, y), (valid_x, valid_y))
 
     steps = max(1, len(train) // batch_size)
-    for epoch in range(start, epochs):
-        logged: dict[str, list[Tensor]] = {}
-        train_stream = batches(train, batch_size, epoch_generator(seed, epoch, 0), augment)
-        valid_stream = cycle(valid, batch_size, epoch_generator(seed, epoch, 1), augment)
-        for step, (batch, valid_batch) in enumerate(zip(train_stream, valid_stream, strict=False)):
-            kind = strategy.schedule((epoch + step / steps) / epochs)
+    while position.epoch < epochs:
+        epoch, start = position.epoch, position.step
+        orders = [epoch_generator(seed, epoch, stream) for stream in (0, 1)]
+        train_stream = batches(train, batch_size, orders[0], augment, start=start)
+        valid_stream = cycle(valid, batch_size, orders[1], augment, start=start)
+        for batch, valid_batch in zip(train_stream, valid_stream, strict=False):
+            kind = strategy.schedule((epoch + position.step / steps) / epochs)
             if kind not in captured:
                 captured[kind] = CapturedStep(one_step, None if kind is None else graphs)
-            scalars = captured[kind](*batch, *valid_batch)
-            for name, value in scalars.items():
-                logged.setdefault(name, []).append(value)
-        means = {name: float(torch.stack(values).mean()) for name, values in logged.items()}
+            position.end_step(captured[kind](*batch, *valid_batch))
+            if checkpoint and checkpoint.due():
+                checkpoint.save(parts)
+        means = position.end_epoch()
         if not all(math.isfinite(value) for value in means.values()):
-            raise TrainingError(f"the search diverged in epoch {epoch + 1}: {means}")
+            raise TrainingError(f"the search diverged in epoch {position.epoch}: {means}")
         if checkpoint:
-            save_checkpoint(checkpoint, {"strategy": strategy.state_dict(), "epoch": epoch + 1})
-        on_epoch(epoch + 1, means)
+            checkpoint.save(parts)
+        on_epoch(position.epoch, means)
     if not all(bool(torch.isfinite(logits).all()) for logits in strategy.architecture()):
         raise TrainingError("the search diverged in its last step")
     return strategy.derive()

@@ -25,6 +25,7 @@ from blocksearch.ops import DARTS_OPS, LIGHT_OPS, OPS
 from blocksearch.space import Cell, SearchSpace, base_kind
 from blocksearch.strategies import STRATEGIES
 from blocksearch.supernet import Supernet
+from evaluation.checkpoint import Checkpoint
 from evaluation.data import DataConfig, Dataset, worker_dataset
 from evaluation.errors import InputError
 from evaluation.memory import peak_bytes
@@ -230,14 +231,18 @@ def run_search(one: Search, context: SearchContext) -> None:
     dataset = worker_dataset(context.data, context.data_seed, context.device)
     strategy: Strategy | None = None
     log = MetricsLog(context.metrics, "blocks", one.name)
-    checkpoint = context.folder / f"{one.name}.ckpt"
+    of = repr((one, config, context.stages, context.data.augment, dataset.fingerprint))
+    saved = _checkpoint_path(context.folder, one)
+    checkpoint = Checkpoint(saved, of, say=lambda line: log.write(warning=line))
     began = epoch_began = time.perf_counter()
     cells: list[Cells] = []
 
     def on_epoch(epoch: int, scalars: dict[str, float]) -> None:
         nonlocal epoch_began
         now = time.perf_counter()
-        log.write(epoch=epoch, epoch_s=now - epoch_began, **scalars)
+        is_rest = checkpoint.restored and epoch_began == began  # of an epoch begun before a kill
+        timed = {} if is_rest else {"epoch_s": now - epoch_began}
+        log.write(epoch=epoch, **timed, **scalars)
         epoch_began = now
 
     def whole_search() -> None:
@@ -274,7 +279,7 @@ def run_search(one: Search, context: SearchContext) -> None:
         ]
         result = {"search": one.name, "candidates": candidates}
     write_json(_result_path(context.folder, one), result)
-    checkpoint.unlink(missing_ok=True)
+    checkpoint.remove()
     log.write(seconds=time.perf_counter() - began, peak_memory_mib=peak / 2**20)
 
 
@@ -325,7 +330,7 @@ def run_searches(
     missing = [one for one in searches if not _result_path(context.folder, one).exists()]
     for one in searches:
         if one not in missing:  # a kill may have left its checkpoint
-            (context.folder / f"{one.name}.ckpt").unlink(missing_ok=True)
+            Checkpoint(_checkpoint_path(context.folder, one)).remove()
     context.folder.mkdir(parents=True, exist_ok=True)
     tasks = {one.name: (one, context) for one in missing}
     threads = threads_of(searches, workers.cores)
@@ -346,6 +351,10 @@ def threads_of(searches: Sequence[Search], workers: int) -> int:
 
 def _result_path(folder: Path, one: Search) -> Path:
     return folder / f"{one.name}.json"
+
+
+def _checkpoint_path(folder: Path, one: Search) -> Path:
+    return folder / f"{one.name}.ckpt"
 
 
 def _read_result(path: Path) -> SearchResult:

@@ -1,35 +1,181 @@
-"""Checkpoints: tensors and plain values, written whole or not at all, read without pickle."""
+"""Checkpoints: where a training is, in two generations of a file that is checked when it is read.
 
+A file is a line that names the format, the SHA-256 of the rest, and tensors and plain values as
+`torch.save` writes them; it is read without pickle.
+"""
+
+import hashlib
 import io
 import pickle
+import struct
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
-from evaluation.errors import InputError
+from evaluation.errors import InputError, reason_of
 from evaluation.records import write_atomic
 
+EVERY_S = 60.0  # what a kill may cost, beside the time that a checkpoint takes
+FORMAT = b"paretoblocks checkpoint 1\n"
+DIGEST_BYTES = hashlib.sha256().digest_size
+NO_STATE = (  # what torch and the parts raise on what is no state of theirs
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    pickle.UnpicklingError,
+    struct.error,
+)
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint atomically."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_atomic(path, buffer.getvalue())
+State = dict[str, Any]
 
 
-def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """Read a checkpoint onto the CPU; None when there is none.
+class Stateful(Protocol):
+    """A part of a training that can be stopped and gone on with."""
 
-    Raises:
-        InputError: If the file is damaged.
+    def state_dict(self) -> State:
+        """Return everything that a checkpoint must carry: tensors and plain values."""
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on from `state_dict`, its tensors on the CPU."""
+
+
+@dataclass
+class Position:
+    """Where a training is: epochs done, steps done of the next one, and what these steps logged.
+
+    What was logged stays on its device until the epoch ends, so that no step waits for it.
     """
-    if not path.exists():
-        return None
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        raise InputError(
-            f"{path}: damaged checkpoint ({error}); delete it to start this step anew"
-        ) from error
-    return state
+
+    epoch: int = 0
+    step: int = 0
+    logged: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def end_step(self, scalars: dict[str, Tensor]) -> None:
+        """Count a step and keep its scalars."""
+        for name, value in scalars.items():
+            self.logged.setdefault(name, []).append(value)
+        self.step += 1
+
+    def end_epoch(self) -> dict[str, float]:
+        """Count an epoch and return the means of what its steps logged."""
+        means = {name: float(values.mean()) for name, values in self._joined().items()}
+        self.epoch, self.step, self.logged = self.epoch + 1, 0, {}
+        return means
+
+    def state_dict(self) -> State:
+        """Return everything that a checkpoint must carry."""
+        return {"epoch": self.epoch, "step": self.step, "logged": self._joined()}
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on from `state_dict`."""
+        self.epoch, self.step = int(state["epoch"]), int(state["step"])
+        self.logged = {name: [values] for name, values in state["logged"].items()}
+
+    def _joined(self) -> dict[str, Tensor]:
+        """Each scalar of all steps, (step,); those of a loaded state come from the CPU."""
+        return {
+            name: torch.cat([v.detach().reshape(-1).to(values[-1].device) for v in values])
+            for name, values in self.logged.items()
+        }
+
+
+class Checkpoint:
+    """The newest state of one training, and the one before for the case that it is damaged.
+
+    Attributes:
+        path: Of the newest; the one before has `.old` behind its name.
+        restored: Whether a state was found.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        of: str = "",
+        *,
+        say: Callable[[str], None] = lambda line: None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """Name the files; none is touched.
+
+        Args:
+            path: Of the newest.
+            of: What the training is, as a text; a checkpoint of another one is refused.
+            say: Told in a line when the newest is damaged and the one before is used.
+            clock: Seconds from some point in time on.
+        """
+        self.path = path
+        self.before = path.with_name(f"{path.name}.old")
+        self.restored = False
+        self._of = hashlib.sha256(of.encode()).hexdigest()
+        self._say = say
+        self._clock = clock
+        self._last_s = clock()
+
+    def restore(self, parts: Mapping[str, Stateful]) -> None:
+        """Load the newest good state into the parts; they stay as they are if there is no file.
+
+        Raises:
+            InputError: If there are files and none is good: damaged, or of another training.
+        """
+        wrong = []
+        for path in (self.path, self.before):
+            if not path.exists():
+                continue
+            try:
+                states = self._read(path)
+                for name, part in parts.items():
+                    part.load_state_dict(states[name])
+            except (torch.OutOfMemoryError, torch.AcceleratorError):
+                raise  # no fault of the file
+            except NO_STATE as error:
+                wrong.append(f"{path}: damaged or foreign checkpoint ({reason_of(error)})")
+                continue
+            if wrong:
+                self._say(f"{wrong[0]}; goes on from the one before")
+                path.replace(self.path)  # the next one must not push out the only good one
+            self.restored = True
+            return
+        if wrong:
+            raise InputError(f"{'; '.join(wrong)}; delete it to start this step anew")
+
+    def due(self) -> bool:
+        """Tell whether the last checkpoint is long enough ago; asks nothing of the device."""
+        return self._clock() - self._last_s >= EVERY_S
+
+    def save(self, parts: Mapping[str, Stateful]) -> None:
+        """Write the state of the parts; a kill leaves at least one whole file at every moment."""
+        buffer = io.BytesIO()
+        states = {name: part.state_dict() for name, part in parts.items()}
+        torch.save({"of": self._of, "states": states}, buffer)
+        data = buffer.getvalue()
+        if self.path.exists():
+            self.path.replace(self.before)
+        write_atomic(self.path, FORMAT + hashlib.sha256(data).digest() + data)
+        self._last_s = self._clock()
+
+    def remove(self) -> None:
+        """Remove both files, as the result is there."""
+        self.path.unlink(missing_ok=True)
+        self.before.unlink(missing_ok=True)
+
+    def _read(self, path: Path) -> State:
+        file = io.BytesIO(path.read_bytes())
+        if file.read(len(FORMAT)) != FORMAT:
+            raise ValueError("it does not begin as a checkpoint does")
+        digest, data = file.read(DIGEST_BYTES), file.read()
+        if hashlib.sha256(data).digest() != digest:
+            raise ValueError("its content is not what was written")
+        found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if found["of"] != self._of:
+            raise ValueError("it is of another training")
+        states: State = found["states"]
+        return states

@@ -136,12 +136,21 @@ def batches(
     batch_size: int,
     generator: Generator | None = None,
     augment: AugmentConfig | None = None,
+    *,
+    start: int = 0,
 ) -> Iterator[Batch]:
     """Yield normalised float32 images (B, C, H, W) in channels_last, and labels (B,).
 
     Without a generator every image comes once, in order. With one, images are shuffled and
     augmented, and a short last batch is dropped unless it is the only one. The generator is a CPU
     one, so that every device sees the same data.
+
+    Args:
+        split: The images.
+        batch_size: B.
+        generator: Draws the order and the changes.
+        augment: Random changes to the images.
+        start: Batches to pass over, which are not computed; the rest is as without it.
 
     Raises:
         ValueError: If `augment` asks for changes without a generator.
@@ -151,31 +160,41 @@ def batches(
         raise ValueError(f"augmentation needs a generator, got None and {augment}")
     plan = torch.arange(len(split))[None]
     if generator is not None:
-        plan = _plan(split, len(split) // batch_size * batch_size or len(split), augment, generator)
+        plan = _plan(split, batch_size, augment, generator)
     plan = plan.to(split.images.device)
     mean, std = (255 * statistic[:, None, None] for statistic in (split.mean, split.std))
-    for chosen, *changes in torch.split(plan, batch_size, dim=1):
+    for chosen, *changes in torch.split(plan, batch_size, dim=1)[start:]:
         images = _crop_and_flip(split.images[chosen], augment, *changes)
         images = _cutout(images.float().sub_(mean).div_(std), augment.cutout_px, *changes)
         yield images.contiguous(memory_format=torch.channels_last), split.labels[chosen]
 
 
 def cycle(
-    split: Split, batch_size: int, generator: Generator, augment: AugmentConfig | None = None
+    split: Split,
+    batch_size: int,
+    generator: Generator,
+    augment: AugmentConfig | None = None,
+    *,
+    start: int = 0,
 ) -> Iterator[Batch]:
-    """Yield `batches` for ever, shuffled anew each time round."""
+    """Yield `batches` for ever, shuffled anew each time round; pass over the first `start`."""
+    rounds, start = divmod(start, max(1, len(split) // batch_size))
+    for _ in range(rounds):
+        _plan(split, batch_size, augment or AugmentConfig(), generator)  # draws what it drew then
     while True:
-        yield from batches(split, batch_size, generator, augment)
+        yield from batches(split, batch_size, generator, augment, start=start)
+        start = 0
 
 
-def _plan(split: Split, count: int, augment: AugmentConfig, generator: Generator) -> Tensor:
+def _plan(split: Split, batch_size: int, augment: AugmentConfig, generator: Generator) -> Tensor:
     """Draw all that is random in an epoch: one copy to the device instead of a wait in every step.
 
     Returns:
-        (6, count) int64: image, top and left of its crop, whether it is mirrored, and row and
-        column of the centre of its hole.
+        (6, images of all batches) int64: image, top and left of its crop, whether it is mirrored,
+        and row and column of the centre of its hole.
     """
     height, width = split.images.shape[2:]
+    count = len(split) // batch_size * batch_size or len(split)
     offsets = 2 * augment.pad_px + 1
     ends = (offsets, offsets, 1 + augment.flip, height, width)
     order = torch.randperm(len(split), generator=generator)[:count]

@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import nn
 
+from evaluation.checkpoint import Checkpoint
 from evaluation.data import worker_dataset
 from evaluation.errors import InputError, reason_of
 from evaluation.metrics import MetricsLog
@@ -123,13 +124,16 @@ def retrain(
             none.
     """
     result = folder / f"seed-{seed}.json"
-    checkpoint = folder / f"seed-{seed}.ckpt"
+    saved = folder / f"seed-{seed}.ckpt"
     if result.exists():
-        checkpoint.unlink(missing_ok=True)  # a kill may have left it
+        Checkpoint(saved).remove()  # a kill may have left it
         return _read_result(result)
     dataset = worker_dataset(context.data, context.data_seed, context.device)
     model = seeded_model(build, seed, context.device)
     log = MetricsLog(context.metrics, "retrain", f"{folder.name}/{seed}")
+    augment = context.data.augment
+    of = repr((folder.name, seed, model, context.recipe, augment, dataset.fingerprint))
+    checkpoint = Checkpoint(saved, of, say=lambda line: log.write(warning=line))
     began = time.perf_counter()
     try:
         train(
@@ -137,7 +141,7 @@ def retrain(
             dataset.train,
             context.recipe,
             seed=seed,
-            augment=context.data.augment,
+            augment=augment,
             checkpoint=checkpoint,
             on_epoch=lambda epoch, loss: log.write(epoch=epoch, loss=loss),
         )
@@ -149,7 +153,7 @@ def retrain(
     if description is not None:
         save_weights(folder / WEIGHTS, model, description)
     write_json(result, {"seed": seed, "test_accuracy": test_accuracy})
-    checkpoint.unlink(missing_ok=True)
+    checkpoint.remove()
     log.write(test_accuracy=test_accuracy, seconds=time.perf_counter() - began)
     return test_accuracy
 

@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from evaluation.checkpoint import load_checkpoint, save_checkpoint
+from evaluation.checkpoint import Checkpoint, Position, Stateful
 from evaluation.data import AugmentConfig, DataConfig, Split, batches
 from evaluation.graphs import CapturedStep, graphs_for
 
@@ -130,7 +130,7 @@ def train(
     *,
     seed: int,
     augment: AugmentConfig,
-    checkpoint: Path | None = None,
+    checkpoint: Checkpoint | None = None,
     on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
 ) -> None:
     """Train `model` in place on all images of `split`; on a GPU the step is replayed as a graph.
@@ -141,8 +141,8 @@ def train(
         config: The recipe.
         seed: Of the order of the images and of their augmentation, not of the initial weights.
         augment: Random changes to the images.
-        checkpoint: Written after every epoch; a training that finds one goes on from it and ends
-            as if it had not stopped.
+        checkpoint: Written after every epoch and whenever one is due; a training that finds one
+            goes on from it and ends as if it had not stopped.
         on_epoch: Called with the number of epochs done and the epoch's mean loss.
 
     Raises:
@@ -150,26 +150,27 @@ def train(
     """
     update = WeightUpdate(model, config)
     captured = CapturedStep(update, graphs_for(split.images.device))
-    start = 0
-    state = load_checkpoint(checkpoint) if checkpoint else None
-    if state is not None:
-        update.load_state_dict(state["update"])
-        start = state["epoch"]
+    position = Position()
+    parts: dict[str, Stateful] = {"update": update, "position": position}
+    if checkpoint:
+        checkpoint.restore(parts)
     steps = max(1, len(split) // config.batch_size)
     model.train()
-    for epoch in range(start, config.epochs):
-        losses = []
-        stream = batches(split, config.batch_size, epoch_generator(seed, epoch), augment)
-        for step, (images, labels) in enumerate(stream):
-            rate = learning_rate(config, epoch + (step + 1) / steps, config.epochs + 1 / steps)
-            update.rate.fill_(rate)
-            losses.append(captured(images, labels)["loss"])
-        mean_loss = float(torch.stack(losses).mean())
+    while position.epoch < config.epochs:
+        epoch = position.epoch
+        order = epoch_generator(seed, epoch)
+        for batch in batches(split, config.batch_size, order, augment, start=position.step):
+            done = epoch + (position.step + 1) / steps
+            update.rate.fill_(learning_rate(config, done, config.epochs + 1 / steps))
+            position.end_step(captured(*batch))
+            if checkpoint and checkpoint.due():
+                checkpoint.save(parts)
+        mean_loss = position.end_epoch()["loss"]
         if not math.isfinite(mean_loss):
-            raise TrainingError(f"the loss is {mean_loss} in epoch {epoch + 1}")
+            raise TrainingError(f"the loss is {mean_loss} in epoch {position.epoch}")
         if checkpoint:
-            save_checkpoint(checkpoint, {"update": update.state_dict(), "epoch": epoch + 1})
-        on_epoch(epoch + 1, mean_loss)
+            checkpoint.save(parts)
+        on_epoch(position.epoch, mean_loss)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -22,9 +23,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from evaluation.checkpoint import load_checkpoint, save_checkpoint
+from evaluation.checkpoint import Checkpoint, Position, Stateful
 from evaluation.data import AugmentConfig, DataConfig, Dataset, batches, worker_dataset
-from evaluation.errors import InputError, reason_of
+from evaluation.errors import reason_of
 from evaluation.metrics import MetricsLog
 from evaluation.records import ModelRecord
 from evaluation.training import (
@@ -115,7 +116,15 @@ class _SharedUpdate:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Go on from `state_dict`.
+
+        Raises:
+            ValueError: If it is of another store.
+        """
+        if state["weights"].shape != self.shared.weights.shape:
+            raise ValueError(
+                f"expected {len(self.shared.weights)} shared weights, got {len(state['weights'])}"
+            )
         self.shared.weights.copy_(state["weights"])
         self.momentum.copy_(state["momentum"])
 
@@ -129,7 +138,7 @@ def train_shared(
     seed: int,
     augment: AugmentConfig,
     fits: Callable[[Genome], bool] = lambda genome: True,
-    checkpoint: Path | None = None,
+    checkpoint: Checkpoint | None = None,
     on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
 ) -> None:
     """Train the store in place on `search_train`.
@@ -142,8 +151,8 @@ def train_shared(
         seed: Of the images' order and augmentation, and of the networks that are sampled.
         augment: Random changes to the images.
         fits: Whether a network is worth training, as those over a hard budget are not.
-        checkpoint: Written after every epoch; a training that finds one goes on from it and ends
-            as if it had not stopped.
+        checkpoint: Written after every epoch and whenever one is due; a training that finds one
+            goes on from it and ends as if it had not stopped.
         on_epoch: Called with the number of epochs done and the epoch's mean loss.
 
     Raises:
@@ -152,31 +161,29 @@ def train_shared(
     """
     split = dataset.search_train
     update = _SharedUpdate(shared, recipe)
-    start = 0
-    state = load_checkpoint(checkpoint) if checkpoint else None
-    if state is not None:
-        if state["update"]["weights"].shape != shared.weights.shape:
-            raise InputError(
-                f"{checkpoint}: expected {len(shared.weights)} shared weights, "
-                f"got {len(state['update']['weights'])}; delete it to start this step anew"
-            )
-        update.load_state_dict(state["update"])
-        start = state["epoch"]
+    position = Position()
+    parts: dict[str, Stateful] = {"update": update, "position": position}
+    if checkpoint:
+        checkpoint.restore(parts)
     steps = max(1, len(split) // recipe.batch_size)
-    for epoch in range(start, config.epochs):
+    while position.epoch < config.epochs:
+        epoch = position.epoch
         rng = np.random.default_rng(seed * SEEDS_PER_RUN + epoch)
-        sampled = sampled_steps(shared.space, config, rng, fits)
-        stream = batches(split, recipe.batch_size, epoch_generator(seed, epoch), augment)
-        losses = []
-        for step, (images, labels) in enumerate(stream):
-            rate = learning_rate(recipe, epoch + (step + 1) / steps, config.epochs + 1 / steps)
-            losses.append(update(next(sampled), images, labels, rate))
-        mean_loss = float(torch.stack(losses).mean())
+        sampled = islice(sampled_steps(shared.space, config, rng, fits), position.step, None)
+        order = epoch_generator(seed, epoch)
+        stream = batches(split, recipe.batch_size, order, augment, start=position.step)
+        for images, labels in stream:
+            done = epoch + (position.step + 1) / steps
+            rate = learning_rate(recipe, done, config.epochs + 1 / steps)
+            position.end_step({"loss": update(next(sampled), images, labels, rate)})
+            if checkpoint and checkpoint.due():
+                checkpoint.save(parts)
+        mean_loss = position.end_epoch()["loss"]
         if not math.isfinite(mean_loss):
-            raise TrainingError(f"the loss is {mean_loss} in epoch {epoch + 1}")
+            raise TrainingError(f"the loss is {mean_loss} in epoch {position.epoch}")
         if checkpoint:
-            save_checkpoint(checkpoint, {"update": update.state_dict(), "epoch": epoch + 1})
-        on_epoch(epoch + 1, mean_loss)
+            checkpoint.save(parts)
+        on_epoch(position.epoch, mean_loss)
 
 
 def train_shared_weights(
@@ -189,7 +196,9 @@ def train_shared_weights(
     Returns:
         Why it failed, None when it did not.
     """
+    saved = path.with_suffix(".ckpt")
     if path.exists():
+        Checkpoint(saved).remove()  # a kill may have left it
         return None
     dataset = worker_dataset(training.data, training.data_seed, training.device)
     shared = SharedWeights(
@@ -200,7 +209,10 @@ def train_shared_weights(
         seed=training.data_seed,
     ).to(training.device)
     log = MetricsLog(training.metrics, SHARED_STAGE, "weights")
-    began, checkpoint = time.perf_counter(), path.with_suffix(".ckpt")
+    of = repr((problem.space, dict(problem.cells), problem.budgets, config, training.recipe))
+    of += repr((training.data_seed, training.data.augment, dataset.fingerprint))
+    checkpoint = Checkpoint(saved, of, say=lambda line: log.write(warning=line))
+    began = time.perf_counter()
     try:
         train_shared(
             shared,
@@ -218,7 +230,7 @@ def train_shared_weights(
     except (RuntimeError, MemoryError) as error:
         return reason_of(error)
     shared.save(path)
-    checkpoint.unlink(missing_ok=True)
+    checkpoint.remove()
     log.write(seconds=time.perf_counter() - began)
     return None
 

@@ -8,10 +8,18 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+import evaluation.checkpoint
 from blocksearch.library import BlockLibrary
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS
-from blocksearch.search import BlockSearchConfig, SearchContext, build_supernet, search_blocks
+from blocksearch.search import (
+    BlockSearchConfig,
+    SearchContext,
+    build_supernet,
+    run_search,
+    search_blocks,
+)
 from blocksearch.space import KINDS
+from evaluation.checkpoint import Checkpoint
 from evaluation.data import DataConfig, load_dataset
 from evaluation.errors import InputError
 from evaluation.metrics import read_metrics
@@ -150,6 +158,72 @@ def test_every_strategy_gives_blocks_of_both_kinds_and_a_second_call_searches_no
     assert search_blocks(both, seed=0, workers=Workers(1)).blocks == library.blocks
     enhanced = both.folder / "enhanced_gradient-s0.json"
     assert enhanced.stat().st_mtime_ns == times[enhanced]
+
+
+class Killed(BaseException):
+    """Stands for a kill."""
+
+
+def test_a_search_killed_in_mid_epoch_finds_what_the_unbroken_one_finds(tmp_path, monkeypatch):
+    whole, killed = (context(tmp_path / run, epochs=2, batch_size=8) for run in "ab")
+    for one in (whole, killed):
+        one.folder.mkdir(parents=True)
+    (search,) = whole.config.searches(0)
+    run_search(search, whole)
+    save, left = Checkpoint.save, iter(range(3))
+
+    def mortal(checkpoint, parts):
+        save(checkpoint, parts)
+        if next(left, None) is None:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation.checkpoint, "EVERY_S", 0.0)
+        patch.setattr(Checkpoint, "save", mortal)
+        with pytest.raises(Killed):
+            run_search(search, killed)
+    newest = killed.folder / "darts-s0.ckpt"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    run_search(search, killed)
+    results = [(one.folder / "darts-s0.json").read_bytes() for one in (whole, killed)]
+    assert results[0] == results[1]
+    assert [path.name for path in killed.folder.iterdir()] == ["darts-s0.json"]
+    logged = [
+        [event["train_loss"] for event in read_metrics(one.metrics) if "train_loss" in event]
+        for one in (whole, killed)
+    ]
+    assert len(logged[0]) == 2 and logged[1] == logged[0]
+    events = read_metrics(killed.metrics)
+    assert any("darts-s0.ckpt: damaged" in event.get("warning", "") for event in events)
+
+
+def test_the_seconds_of_an_epoch_that_a_kill_cut_in_two_are_not_logged(tmp_path, monkeypatch):
+    cut = context(tmp_path, epochs=2)
+    cut.folder.mkdir()
+    (search,) = cut.config.searches(0)
+    save = Checkpoint.save
+
+    def mortal(checkpoint, parts):
+        save(checkpoint, parts)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation.checkpoint, "EVERY_S", 0.0)
+        patch.setattr(Checkpoint, "save", mortal)
+        with pytest.raises(Killed):
+            run_search(search, cut)
+    run_search(search, cut)
+    epochs = [event for event in read_metrics(cut.metrics) if "epoch" in event]
+    assert [(event["epoch"], "epoch_s" in event) for event in epochs] == [(1, False), (2, True)]
+
+
+def test_both_checkpoints_that_a_kill_left_beside_a_result_are_removed(tmp_path):
+    done = context(tmp_path)
+    search_blocks(done, seed=0, workers=Workers(1))
+    for name in ("darts-s0.ckpt", "darts-s0.ckpt.old"):
+        (done.folder / name).write_text("left by a kill")
+    search_blocks(done, seed=0, workers=Workers(1))
+    assert [path.name for path in done.folder.iterdir()] == ["darts-s0.json"]
 
 
 def test_a_search_that_diverges_leaves_its_failure_and_the_others_go_on(tmp_path):

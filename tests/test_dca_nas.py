@@ -21,6 +21,7 @@ from blocksearch.space import KINDS, NORMAL, Cell, Edge, SearchSpace
 from blocksearch.strategies import dca_nas
 from blocksearch.strategies.dca_nas import DcaNas
 from blocksearch.supernet import Supernet
+from evaluation.checkpoint import Checkpoint
 from evaluation.cost import count_params
 from evaluation.data import AugmentConfig
 from evaluation.errors import InputError
@@ -308,7 +309,7 @@ def test_a_search_under_a_budget_is_replayed_and_resumed_bit_for_bit(
                 batch_size=4,
                 seed=0,
                 augment=AugmentConfig(),
-                checkpoint=tmp_path / name,
+                checkpoint=Checkpoint(tmp_path / name),
                 on_epoch=on_epoch,
             )
         return strategy

@@ -22,6 +22,7 @@ from blocksearch.ops import Op
 from blocksearch.relaxation import Gates
 from blocksearch.space import KINDS, Cell, Edge, SearchSpace
 from blocksearch.supernet import Supernet
+from evaluation.checkpoint import Checkpoint
 from evaluation.data import AugmentConfig, Split
 from evaluation.training import EVALUATION_BATCH, TrainingError
 
@@ -74,7 +75,9 @@ def numbers(batch: Batch) -> list[int]:
 
 
 def run(spy: Spy, checkpoint: Path | None = None, epochs: int = 3, **changes: Any) -> list[Cells]:
-    settings = {"batch_size": 4, "seed": 0, "augment": AugmentConfig(), "checkpoint": checkpoint}
+    settings = {"batch_size": 4, "seed": 0, "augment": AugmentConfig(), "checkpoint": None}
+    if checkpoint:
+        settings["checkpoint"] = Checkpoint(checkpoint)
     train, valid = numbered(16, 0), numbered(12, 100)
     return search(spy, train, valid, epochs=epochs, **(settings | changes))
 

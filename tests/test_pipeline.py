@@ -423,8 +423,9 @@ def test_leftovers_of_a_kill_are_removed(finished, tmp_path):
     (copy / ".pareto.json.123.tmp").write_text("half")
     member = next((copy / "retrained").iterdir())
     (member / "seed-0.ckpt").write_text("between the result and the removal of its checkpoint")
+    (member / "seed-0.ckpt.old").write_text("the one before")
     pipeline(copy).run()
-    assert not list(copy.rglob("*.tmp")) and not list(copy.rglob("*.ckpt"))
+    assert not list(copy.rglob("*.tmp")) and not list(copy.rglob("*.ckpt*"))
 
 
 @pytest.mark.skipif(run_pipeline.torch.cuda.is_available(), reason="this machine has a GPU")

@@ -10,8 +10,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+import evaluation.checkpoint
 import evaluation.retrain
+from evaluation.checkpoint import Checkpoint
 from evaluation.data import DataConfig, Dataset, Split
+from evaluation.errors import InputError
 from evaluation.metrics import MetricsLog, read_metrics
 from evaluation.parallel import Workers
 from evaluation.records import Cost, ModelRecord
@@ -128,13 +131,65 @@ def test_a_killed_retraining_ends_as_the_unbroken_one(tmp_path, context, monkeyp
         patch.setattr(MetricsLog, "write", kill)
         with pytest.raises(Killed):
             retrain(net, 0, tmp_path / "b", context, description="a net")
-    assert names(tmp_path / "b") == ["seed-0.ckpt"]
+    assert names(tmp_path / "b") == ["seed-0.ckpt", "seed-0.ckpt.old"][:killed_after]
     context.metrics.unlink()
     assert retrain(net, 0, tmp_path / "b", context, description="a net") == unbroken
     assert [e["epoch"] for e in read_metrics(context.metrics)[:-1]] == [2, 3][killed_after - 1 :]
     assert names(tmp_path / "b") == ["seed-0.json", "weights.safetensors"]
     weights = [(tmp_path / run / "weights.safetensors").read_bytes() for run in "ab"]
     assert weights[0] == weights[1]
+
+
+def killed_at_step(monkeypatch, step, retraining):
+    """Run a retraining that writes a checkpoint after every step and dies after so many."""
+    save, left = Checkpoint.save, iter(range(step - 1))
+
+    def mortal(checkpoint, parts):
+        save(checkpoint, parts)
+        if next(left, None) is None:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation.checkpoint, "EVERY_S", 0.0)
+        patch.setattr(Checkpoint, "save", mortal)
+        with pytest.raises(Killed):
+            retraining()
+
+
+def test_a_retraining_killed_in_mid_epoch_ends_as_the_unbroken_one(tmp_path, context, monkeypatch):
+    unbroken = retrain(net, 0, tmp_path / "a", context, description="a net")
+    losses = [e["loss"] for e in read_metrics(context.metrics) if "loss" in e]
+    killed_at_step(monkeypatch, 3, lambda: retrain(net, 0, tmp_path / "b", context, "a net"))
+    assert names(tmp_path / "b") == ["seed-0.ckpt", "seed-0.ckpt.old"]
+    context.metrics.unlink()
+    newest = tmp_path / "b" / "seed-0.ckpt"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    assert retrain(net, 0, tmp_path / "b", context, description="a net") == unbroken
+    warning, *rest = read_metrics(context.metrics)
+    assert "seed-0.ckpt: damaged" in warning["warning"]
+    assert [e["loss"] for e in rest if "loss" in e] == losses
+    assert names(tmp_path / "b") == ["seed-0.json", "weights.safetensors"]
+    weights = [(tmp_path / run / "weights.safetensors").read_bytes() for run in "ab"]
+    assert weights[0] == weights[1]
+
+
+def test_a_checkpoint_of_another_retraining_is_refused(tmp_path, context, monkeypatch):
+    killed_at_step(monkeypatch, 2, lambda: retrain(net, 0, tmp_path / "a", context, None))
+    (tmp_path / "b").mkdir()
+    content = (tmp_path / "a" / "seed-0.ckpt").read_bytes()
+    for place, seed in (("a", 1), ("b", 0)):
+        path = tmp_path / place / f"seed-{seed}.ckpt"
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=rf"seed-{seed}\.ckpt: .*of another training"):
+            retrain(net, seed, tmp_path / place, context, None)
+
+
+def test_both_checkpoints_that_a_kill_left_beside_the_result_are_removed(tmp_path, context):
+    first = retrain(net, 0, tmp_path / "x", context, None)
+    for name in ("seed-0.ckpt", "seed-0.ckpt.old"):
+        (tmp_path / "x" / name).write_text("left")
+    assert retrain(never, 0, tmp_path / "x", context, None) == first
+    assert names(tmp_path / "x") == ["seed-0.json"]
 
 
 def test_a_diverging_retraining_returns_its_reason_and_leaves_no_result(tmp_path, context):

@@ -8,9 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import evaluation.checkpoint
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS, OPS
 from blocksearch.space import Cell, Edge, SearchSpace
-from evaluation.data import AugmentConfig, DataConfig, batches, load_dataset
+from evaluation.checkpoint import Checkpoint
+from evaluation.data import AugmentConfig, DataConfig, Split, batches, load_dataset
 from evaluation.errors import InputError
 from evaluation.records import Cost, ModelRecord
 from evaluation.training import TrainConfig, TrainingError, accuracy, train
@@ -18,6 +20,7 @@ from netsearch.genome import GenomeSpace, NetworkSpec, Stage
 from netsearch.shared_training import (
     SharedContext,
     SharedWeightsConfig,
+    _SharedUpdate,
     calibrate,
     estimate_shared,
     sampled_steps,
@@ -312,17 +315,69 @@ def test_a_killed_training_goes_on_bit_for_bit(digits, tmp_path):
     whole, killed, resumed = store(), store(), store(seed=5)
     options = {"seed": 3, "augment": AugmentConfig(pad_px=1)}
     train_shared(whole, digits, config(networks=2), recipe(), **options)
-    path = tmp_path / "shared.pt"
+    checkpoint = Checkpoint(tmp_path / "shared.ckpt")
     with pytest.raises(KeyboardInterrupt):
         train_shared(
-            killed, digits, config(networks=2), recipe(), **options, checkpoint=path, on_epoch=stop
+            killed,
+            digits,
+            config(networks=2),
+            recipe(),
+            **options,
+            checkpoint=checkpoint,
+            on_epoch=stop,
         )
     assert not torch.equal(killed.weights, whole.weights)
-    train_shared(resumed, digits, config(networks=2), recipe(), **options, checkpoint=path)
+    train_shared(resumed, digits, config(networks=2), recipe(), **options, checkpoint=checkpoint)
     assert torch.equal(resumed.weights, whole.weights)
     with pytest.raises(InputError, match="expected .* shared weights"):
         other = store(replace(SPACE, widths=(4, 12)))
-        train_shared(other, digits, config(networks=2), recipe(), **options, checkpoint=path)
+        train_shared(other, digits, config(networks=2), recipe(), **options, checkpoint=checkpoint)
+
+
+class Died(BaseException):
+    """Is no `Exception`, as the end of a process is not."""
+
+
+def test_a_training_that_is_killed_after_each_of_its_steps_ends_as_the_unbroken_one(
+    digits, tmp_path, monkeypatch
+):
+    split = digits.search_train
+    few = Split(split.images[:70], split.labels[:70], split.mean, split.std)
+    update, begun = _SharedUpdate.__call__, []
+
+    def trained(checkpoint, logged, seed):
+        shared = store(seed=seed)
+        train_shared(
+            shared,
+            replace(digits, search_train=few),
+            config(networks=3),
+            recipe(batch_size=20),
+            seed=3,
+            augment=AugmentConfig(pad_px=1),
+            checkpoint=checkpoint,
+            on_epoch=lambda *epoch: logged.append(epoch),
+        )
+        return shared
+
+    def mortal(self, *given):
+        begun.append(None)
+        if len(begun) == 2:
+            raise Died
+        return update(self, *given)
+
+    losses, logged, kills = [], [], 0
+    whole = trained(None, losses, seed=0)
+    monkeypatch.setattr(evaluation.checkpoint, "EVERY_S", 0.0)
+    monkeypatch.setattr(_SharedUpdate, "__call__", mortal)
+    while len(logged) < 2:
+        begun.clear()
+        try:
+            resumed = trained(Checkpoint(tmp_path / "shared.ckpt"), logged, seed=5 if kills else 0)
+        except Died:
+            kills += 1
+    assert kills == 2 * 3 - 1
+    assert logged == losses
+    assert torch.equal(resumed.weights, whole.weights)
 
 
 def test_equal_seeds_give_equal_stores_and_others_do_not(digits):

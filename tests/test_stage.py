@@ -10,6 +10,7 @@ import netsearch.shared_training
 from blocksearch.library import BlockLibrary, FoundCell
 from blocksearch.ops import LIGHT_OPS
 from blocksearch.space import NORMAL, REDUCTION, SearchSpace
+from evaluation.checkpoint import Checkpoint
 from evaluation.data import DataConfig, worker_dataset
 from evaluation.errors import InputError
 from evaluation.parallel import Workers
@@ -114,19 +115,23 @@ def test_a_kill_while_shared_weights_are_trained_loses_no_epoch(tmp_path, monkey
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     whole = stage(tmp_path / "whole", **changes).run()
-    save = netsearch.shared_training.save_checkpoint
+    save = Checkpoint.save
 
-    def save_and_die(path, state):
-        save(path, state)
+    def save_and_die(checkpoint, parts):
+        save(checkpoint, parts)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(netsearch.shared_training, "save_checkpoint", save_and_die)
+    monkeypatch.setattr(Checkpoint, "save", save_and_die)
     with pytest.raises(KeyboardInterrupt):
         stage(tmp_path / "killed", **changes).prepare()
     monkeypatch.undo()
     assert (tmp_path / "killed" / "shared_weights.ckpt").exists()
     assert stage(tmp_path / "killed", **changes).run().front == whole.front
-    assert not (tmp_path / "killed" / "shared_weights.ckpt").exists()
+    assert not list((tmp_path / "killed").glob("*.ckpt*"))
+    for name in ("shared_weights.ckpt", "shared_weights.ckpt.old"):
+        (tmp_path / "killed" / name).write_text("left by a kill")
+    stage(tmp_path / "killed", **changes).prepare()
+    assert not list((tmp_path / "killed").glob("*.ckpt*"))
 
 
 @pytest.mark.parametrize(

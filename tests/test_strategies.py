@@ -13,6 +13,7 @@ import torch
 from recorded import RecordedGraphs
 
 import blocksearch.engine
+import evaluation.checkpoint
 from blocksearch import kernels
 from blocksearch.engine import (
     SearchSetup,
@@ -22,6 +23,7 @@ from blocksearch.engine import (
 )
 from blocksearch.space import Cell
 from blocksearch.strategies import STRATEGIES
+from evaluation.checkpoint import Checkpoint
 from evaluation.data import AugmentConfig
 from evaluation.graphs import EAGER_STEPS
 
@@ -219,7 +221,7 @@ def test_a_killed_search_continues_bit_for_bit(
             batch_size=16,
             seed=5,
             augment=AugmentConfig(pad_px=1, flip=True),
-            checkpoint=checkpoint,
+            checkpoint=Checkpoint(checkpoint),
             on_epoch=on_epoch,
         )
         return strategy, cells
@@ -234,6 +236,55 @@ def test_a_killed_search_continues_bit_for_bit(
     expected = unbroken.supernet.state_dict()
     for key, value in resumed.supernet.state_dict().items():
         assert torch.equal(value, expected[key]), key
+
+
+class Died(BaseException):
+    """Is no `Exception`, as the end of a process is not."""
+
+
+@every_strategy
+def test_a_search_that_is_killed_after_each_of_its_steps_continues_bit_for_bit(
+    strategy_class, make_setup, period_split, monkeypatch, tmp_path: Path
+):
+    train, valid = period_split(16, 0), period_split(12, 1)  # `valid` goes round within an epoch
+
+    def run_search(logged: list, checkpoint: Checkpoint | None, steps: int) -> Strategy:
+        strategy = build(strategy_class, make_setup(OPS, nodes=1))
+        step, left = strategy.step, iter(range(steps))
+
+        def mortal(*batches: Any) -> dict[str, torch.Tensor]:
+            if next(left, None) is None:
+                raise Died
+            return step(*batches)
+
+        monkeypatch.setattr(strategy, "step", mortal)
+        search(
+            strategy,
+            train,
+            valid,
+            epochs=2,
+            batch_size=4,
+            seed=5,
+            augment=AugmentConfig(pad_px=1, flip=True),
+            checkpoint=checkpoint,
+            on_epoch=lambda epoch, scalars: logged.append((epoch, scalars)),
+        )
+        return strategy
+
+    expected: list[tuple[int, dict[str, float]]] = []
+    unbroken = run_search(expected, None, steps=8)
+    monkeypatch.setattr(evaluation.checkpoint, "EVERY_S", 0.0)
+    logged: list[tuple[int, dict[str, float]]] = []
+    for _ in range(7):
+        with pytest.raises(Died):
+            run_search(logged, Checkpoint(tmp_path / "x.ckpt"), steps=1)
+    resumed = run_search(logged, Checkpoint(tmp_path / "x.ckpt"), steps=1)
+    assert logged == expected and len(logged) == 2
+    assert resumed.derive() == unbroken.derive()
+    for one, other in zip(
+        tensors_that_a_step_changes(resumed), tensors_that_a_step_changes(unbroken), strict=True
+    ):
+        assert torch.equal(one, other)
 
 
 @every_strategy
@@ -267,9 +318,11 @@ def tensors_that_a_step_changes(strategy: Strategy) -> list[torch.Tensor]:
 
 @every_strategy
 def test_a_search_whose_steps_are_replayed_equals_the_eager_one(
-    strategy_class, make_setup, period_split, monkeypatch
+    strategy_class, make_setup, period_split, monkeypatch, tmp_path: Path
 ):
-    def searched(graphs_for) -> tuple[Strategy, list]:
+    monkeypatch.setattr(evaluation.checkpoint, "EVERY_S", 0.0)  # a replay goes on after each
+
+    def searched(graphs_for, checkpoint: Checkpoint | None = None) -> tuple[Strategy, list]:
         monkeypatch.setattr(blocksearch.engine, "graphs_for", lambda device: graphs_for())
         losses: list[dict[str, float]] = []
         with kernels.plain_path():
@@ -281,6 +334,7 @@ def test_a_search_whose_steps_are_replayed_equals_the_eager_one(
                 batch_size=4,
                 seed=0,
                 augment=AugmentConfig(),
+                checkpoint=checkpoint,
                 on_epoch=lambda epoch, scalars: losses.append(scalars),
             )
         return strategy, losses
@@ -296,7 +350,7 @@ def test_a_search_whose_steps_are_replayed_equals_the_eager_one(
 
     schedule, names = strategy.schedule, []
     monkeypatch.setattr(strategy, "schedule", lambda at: names.append(schedule(at)) or names[-1])
-    replayed, got = searched(recorded)
+    replayed, got = searched(recorded, Checkpoint(tmp_path / "x.ckpt"))
     (graphs,) = made
     of_a_kind = [names.count(name) for name in set(names) - {None}]
     assert graphs.replayed == sum(max(0, count - EAGER_STEPS) for count in of_a_kind)
