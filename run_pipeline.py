@@ -27,9 +27,10 @@ from configs import FOLDER
 from configs.experiment import Config
 from evaluation.choice import Wishes, choose
 from evaluation.data import Dataset, worker_dataset
-from evaluation.errors import InputError
+from evaluation.errors import InputError, reason_of
 from evaluation.latency import DeviceLatencies
 from evaluation.measurement import Measurements
+from evaluation.memory import out_of_memory
 from evaluation.parallel import ONE_WORKER, Workers
 from evaluation.pareto import Budgets, spread
 from evaluation.prediction import classify, prediction_table
@@ -467,8 +468,11 @@ def _guarded(command: Callable[..., int]) -> Callable[..., None]:
         try:
             with _terminable():
                 status = command(*args, **kwargs)
-        except torch.OutOfMemoryError as error:
-            message, status = f"error: {error}; lower batch_size or channels", BAD_INPUT
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            reason = reason_of(error)
+            message, status = f"error: {reason}; lower batch_size or channels", BAD_INPUT
         except InputError as error:
             message, status = f"error: {error}", BAD_INPUT
         except OSError as error:

@@ -28,6 +28,12 @@ LIMITS = {  # of a control group, in version 2 and 1: the file of its limit and 
 }
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that there was no memory left, on a GPU or a CPU."""
+    cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
 @contextmanager
 def limited_memory(mib: int | None) -> Iterator[None]:
     """Let this process have no more than so much private memory while the block runs.

@@ -20,8 +20,8 @@ from netsearch.genome import Floats, Genome
 from netsearch.problem import NetworkProblem
 from netsearch.shared_training import SharedContext, estimate_shared
 
-FIRST = 10  # networks that a search judges before it may have too many failures
-TOO_MANY = 0.5  # part of the networks judged, failures above which stop a search
+FIRST = 10  # networks that a search must have asked for before it has too many failures
+TOO_MANY = 0.5  # part of them; a search in which more fail stops
 REASONS = 3  # that the message of such an end names
 
 
@@ -123,7 +123,7 @@ class Evaluator:
     workers: Workers
     known: tuple[Archive, ...] = ()
     on_record: Callable[[ModelRecord], None] = lambda record: None
-    _failures: list[str | None] = field(init=False, default_factory=list)  # of all asked for
+    _told: list[str | None] = field(init=False, default_factory=list)  # failures so far, or None
 
     def evaluate(self, batch: Batch, archive: Archive) -> Floats:
         """Put a record of every genome into `archive`; those that are there stay as they are.
@@ -133,7 +133,7 @@ class Evaluator:
 
         Raises:
             ValueError: If a genome is over a hard budget: such a one is never evaluated.
-            InputError: If more than `TOO_MANY` of all networks so far have failed.
+            InputError: If more than `TOO_MANY` of at least `FIRST` networks have failed.
         """
         tasks: dict[str, tuple[object, ...]] = {}
         blanks: dict[str, ModelRecord] = {}
@@ -152,35 +152,40 @@ class Evaluator:
             blocks = self.problem.space.decode(genome).blocks
             blanks[id] = ModelRecord(id, genome, blocks, cost, self.seed)
             tasks[id] = self.method.arguments(blanks[id], self.problem, batch.fidelity)
+        self._check_failures(batch, archive)
         minutes = self.workers.evaluation_minutes
         for id, result in run_tasks(self.method.judge, tasks, self.workers, minutes=minutes):
             if isinstance(result, WorkerDied):
                 result = replace(blanks[id], failure=reason_of(result))
             self._add(archive, result)
-        records = [self._record(genome, archive) for genome in batch.genomes]
-        self._check_failures(records, archive)
-        return np.array(
-            [np.nan if r.valid_accuracy is None else 1.0 - r.valid_accuracy for r in records]
-        )
+            self._check_failures(batch, archive)
+        self._told += [self._failure(genome, archive) for genome in batch.genomes]
+        return np.array([self._error(genome, archive) for genome in batch.genomes])
 
-    def _record(self, genome: Genome, archive: Archive) -> ModelRecord:
+    def _error(self, genome: Genome, archive: Archive) -> float:
         record = archive.get(self.problem.id(genome))
         assert record is not None
-        return record
+        return np.nan if record.valid_accuracy is None else 1.0 - record.valid_accuracy
 
-    def _check_failures(self, records: list[ModelRecord], archive: Archive) -> None:
-        """Stop when too many fail; counted as asked for, so that a resumed search stops there too.
+    def _failure(self, genome: Genome, archive: Archive) -> str | None:
+        record = archive.get(self.problem.id(genome))
+        return record.failure if record is not None else None
+
+    def _check_failures(self, batch: Batch, archive: Archive) -> None:
+        """Stop as soon as too many of all networks asked for have failed, this batch included.
+
+        Networks still to come count as good, for those that fail may be the fastest to answer.
 
         Raises:
             InputError: If so; it names the commonest reasons.
         """
-        self._failures += [record.failure for record in records]
-        reasons = Counter(failure for failure in self._failures if failure is not None)
-        failed, judged = reasons.total(), len(self._failures)
-        if judged >= FIRST and failed > TOO_MANY * judged:
+        failures = [*self._told, *(self._failure(genome, archive) for genome in batch.genomes)]
+        reasons = Counter(failure for failure in failures if failure is not None)
+        failed, asked = reasons.total(), len(failures)
+        if asked >= FIRST and failed > TOO_MANY * asked:
             common = [f"{count} x {reason}" for reason, count in reasons.most_common(REASONS)]
             raise InputError(
-                f"{failed} of {judged} networks failed, so the search stops: {'; '.join(common)}; "
+                f"{failed} of {asked} networks failed, so the search stops: {'; '.join(common)}; "
                 f"all are in {archive.path}, and stay failed in this run"
             )
 

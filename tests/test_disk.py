@@ -6,63 +6,24 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from rich.console import Console
-from safetensors.torch import load_file
+from tiny_run import command, result, run
 from typer.testing import CliRunner
 
-from configs import FOLDER
 from evaluation.errors import InputError
 from evaluation.metrics import MetricsLog, read_metrics
 from evaluation.records import Archive, Cost, ModelRecord, write_atomic
-from evaluation.run_folder import RunFolder
-from run_pipeline import Config, Pipeline, app
+from run_pipeline import app
 
-ROOT = Path(__file__).parents[1]
-TINY = (
-    "data.max_train_images=100",
-    "data.max_test_images=60",
-    "blocksearch.ops=[none, skip_connect, max_pool_3x3, ghost_3x3]",
-    "blocksearch.nodes=2",
-    "blocksearch.channels=4",
-    "blocksearch.cells=2",
-    "blocksearch.epochs=1",
-    "netsearch.depths=[1, 2]",
-    "netsearch.widths=[4, 8]",
-    "netsearch.population=4",
-    "netsearch.evaluations=5",
-    "netsearch.random_search=false",
-    "netsearch.train.epochs=1",
-    "retrain.members=1",
-    "retrain.baselines=0",
-    "retrain.seeds=[0]",
-    "retrain.train.epochs=2",
-)
+CAPTURED = {"capture_output": True, "text": True, "timeout": 300}
 NO_ROOM = os.strerror(errno.ENOSPC)
 RECORD = ModelRecord("a", (1,), ("n",), Cost(1, 2), seed=0, valid_accuracy=0.5)
 LATER = ModelRecord("b", (2,), ("n",), Cost(1, 2), seed=0, valid_accuracy=0.25)
 MOST_ATTEMPTS = 100
-
-
-def run(folder, until="retrain"):
-    config = Config.load(FOLDER / "quickstart.yaml", TINY)
-    Pipeline(config, RunFolder(folder), "tiny", console=Console(file=io.StringIO())).run(until)
-
-
-def result(folder):
-    """What a run computed, without what is measured in time."""
-    weights = {
-        path.relative_to(folder): {k: v.tolist() for k, v in load_file(path).items()}
-        for path in folder.rglob("*.safetensors")
-    }
-    names = ["blocks.json", "pareto.json", *folder.glob("retrained/*/*.json")]
-    texts = [(folder / name).read_text() for name in names]
-    return set((folder / "archive.jsonl").read_text().splitlines()), texts, weights
 
 
 @pytest.fixture(scope="module")
@@ -244,9 +205,8 @@ def test_half_a_line_of_the_log_costs_itself_and_the_one_after_it(tmp_path, writ
 
 
 def test_a_command_names_the_full_disk_and_how_to_go_on(tmp_path, writes):
-    sets = [part for change in TINY for part in ("--set", change)]
     with writes(lambda path: kind(path) == "archive.jsonl"):
-        done = CliRunner().invoke(app, ["run", "--out", str(tmp_path), "--workers", "1", *sets])
+        done = CliRunner().invoke(app, command(tmp_path)[2:])
     assert done.exit_code == 2
     last = done.stderr.splitlines()[-1]
     assert f"{NO_ROOM}: '{tmp_path / 'archive.jsonl'}'" in last
@@ -269,15 +229,6 @@ def mounted(tmp_path):
     subprocess.run(["umount", str(folder)], capture_output=True)
 
 
-def in_own_process(folder, workers=2):
-    sets = [part for change in TINY for part in ("--set", change)]
-    script = str(ROOT / "run_pipeline.py")
-    command = [sys.executable, script, "run", "--out", str(folder), "--workers", str(workers)]
-    return subprocess.run(
-        [*command, "--device", "cpu", *sets], capture_output=True, text=True, timeout=300
-    )
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("free_kib", [4, 16, 64])
 def test_a_real_disk_that_fills_up_ends_the_run_which_goes_on_when_there_is_room(
@@ -286,11 +237,11 @@ def test_a_real_disk_that_fills_up_ends_the_run_which_goes_on_when_there_is_room
     disk = mounted("size=4m")
     filler = disk / "filler"
     filler.write_bytes(bytes((4096 - free_kib) << 10))
-    full = in_own_process(disk / "run")
+    full = subprocess.run(command(disk / "run"), **CAPTURED)
     assert full.returncode == 2 and "Traceback" not in full.stderr, full.stderr
     assert re.search(rf"error: .*{NO_ROOM}: '{disk}/run", full.stderr.splitlines()[-1])
     filler.unlink()
-    done = in_own_process(disk / "run")
+    done = subprocess.run(command(disk / "run"), **CAPTURED)
     assert done.returncode == 0, done.stderr
     assert result(disk / "run") == unbroken
 
