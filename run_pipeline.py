@@ -2,9 +2,11 @@
 
 import json
 import platform
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property, wraps
@@ -25,9 +27,10 @@ from configs import FOLDER
 from configs.experiment import Config
 from evaluation.choice import Wishes, choose
 from evaluation.data import Dataset, worker_dataset
-from evaluation.errors import InputError
+from evaluation.errors import InputError, reason_of
 from evaluation.latency import DeviceLatencies
 from evaluation.measurement import Measurements
+from evaluation.memory import out_of_memory
 from evaluation.parallel import ONE_WORKER, Workers
 from evaluation.pareto import Budgets, spread
 from evaluation.prediction import classify, prediction_table
@@ -398,7 +401,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-DONE, NOTHING_FITS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, NOTHING_FITS, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
@@ -437,22 +440,53 @@ class Device(StrEnum):
         return "cuda" if there and self is not Device.CPU else "cpu"
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came; as after Ctrl-C, workers are ended and the lock is left on the way out."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Turn SIGTERM into `Terminated` while the block runs; a second one ends everything at once."""
+
+    def terminate(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # only that one has signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _guarded(command: Callable[..., int]) -> Callable[..., None]:
-    """Turn a command's return value into the exit status, and bad input into a message."""
+    """Turn a command's return value into the exit status, and what ends it early into a message."""
 
     @wraps(command)
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
-            status = command(*args, **kwargs)
-        except torch.OutOfMemoryError as error:
-            print(f"error: {error}; lower batch_size or channels", file=sys.stderr)
+            with _terminable():
+                status = command(*args, **kwargs)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            reason = reason_of(error)
+            message, status = f"error: {reason}; lower batch_size or channels", BAD_INPUT
+        except InputError as error:
+            message, status = f"error: {error}", BAD_INPUT
+        except OSError as error:
+            message = f"error: {error}; when that is mended, the same command continues the run"
             status = BAD_INPUT
-        except (InputError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            status = BAD_INPUT
+        except Terminated:
+            message, status = "terminated; the same command continues the run", TERMINATED
         except KeyboardInterrupt:
-            print("interrupted; the same command continues the run", file=sys.stderr)
-            status = INTERRUPTED
+            message, status = "interrupted; the same command continues the run", INTERRUPTED
+        else:
+            raise typer.Exit(status)
+        print(message, file=sys.stderr)
         raise typer.Exit(status)
 
     return guarded

@@ -62,9 +62,20 @@ def results(
             if not running:
                 return
             for future in cluster.wait(list(running)):
-                yield running.pop(future), cluster.outcome(future)
+                key = running.pop(future)
+                yield key, _explained(cluster.outcome(future), tasks[key].limits.minutes)
     finally:
         cluster.cancel(list(running))
+
+
+def _explained(outcome: R | WorkerDied, minutes: float | None) -> R | WorkerDied:
+    """Return an outcome; a death says that there was a limit, since a cluster hides which it was.
+
+    Clusters try a task again that was too slow, so that it takes its limit several times.
+    """
+    if isinstance(outcome, WorkerDied) and minutes is not None:
+        return WorkerDied(f"{outcome}; each had {minutes:g} minutes, workers.evaluation_minutes")
+    return outcome
 
 
 class DaskCluster:

@@ -1,10 +1,23 @@
 """The one error type that the command line turns into a message and exit status 2."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 LONGEST_REASON = 300  # characters
 
 
 class InputError(ValueError):
     """What the user gave cannot be used; the message names what came and what was expected."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an `OSError` of the block name this file: that of a full disk names none."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def reason_of(error: BaseException) -> str:

@@ -9,6 +9,7 @@ import resource
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -25,6 +26,35 @@ LIMITS = {  # of a control group, in version 2 and 1: the file of its limit and 
     "memory.max": "memory.current",
     "memory.limit_in_bytes": "memory.usage_in_bytes",
 }
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that there was no memory left, on a GPU or a CPU."""
+    cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
+@contextmanager
+def limited_memory(mib: int | None) -> Iterator[None]:
+    """Let this process have no more than so much private memory while the block runs.
+
+    An allocation beyond it raises `MemoryError` in Python and `RuntimeError` in torch. Only Linux
+    keeps to it.
+
+    Args:
+        mib: What the process holds already included, in MiB; None sets no limit.
+    """
+    if mib is None:
+        yield
+        return
+    before, most = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = mib * KIB * KIB
+    limit = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (before, most))
 
 
 def keep_freed_memory() -> bool:

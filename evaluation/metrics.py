@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluation.errors import naming
+
 
 @dataclass(frozen=True)
 class MetricsLog:
@@ -22,7 +24,7 @@ class MetricsLog:
     def write(self, **values: Any) -> None:
         """Append one event with a time stamp in seconds."""
         event = {"stage": self.stage, "task": self.task, "time_s": round(time.time(), 3), **values}
-        with self.path.open("ab") as file:
+        with naming(self.path), self.path.open("ab") as file:
             file.write((json.dumps(event) + "\n").encode())
 
 

@@ -1,20 +1,24 @@
 """Independent tasks in worker processes, here or on a cluster: results as they come."""
 
 import os
-import warnings
+import signal
+import tempfile
+from collections import Counter
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
 import joblib
 import torch
+from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from evaluation import clusters
 from evaluation.memory import keep_freed_memory
-from evaluation.tasks import Task, WorkerDied
+from evaluation.tasks import Limits, Task, WorkerDied
 
 __all__ = ["ONE_WORKER", "WorkerDied", "Workers", "WorkersConfig", "run_tasks"]
 
@@ -22,6 +26,9 @@ K = TypeVar("K", bound=Hashable)
 R = TypeVar("R")
 
 Backend = Literal["loky", "dask", "ray"]
+DEATHS_ALONE = 2  # of workers that had but this task; then it is given up
+IDLE_S = 300  # after which a worker without work ends
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -33,12 +40,16 @@ class Workers:
         backend: `loky`: processes of this machine; `dask`, `ray`: a cluster.
         address: Of a Dask scheduler or a Ray head; None: all on this machine.
         device: `cpu` or `cuda`; with `cuda` each worker has one GPU.
+        memory_mib: Most MiB of private memory of a worker, on Linux; None: no limit.
+        evaluation_minutes: Most minutes of one evaluation of a network; None: no limit.
     """
 
     count: int = 1
     backend: Backend = "loky"
     address: str | None = None
     device: str = "cpu"
+    memory_mib: int | None = None
+    evaluation_minutes: float | None = None
 
     def __str__(self) -> str:
         """Say how many and where, for people."""
@@ -60,17 +71,30 @@ class Workers:
         return self.count if self.address is None else min(self.count, joblib.cpu_count())
 
 
-ONE_WORKER = Workers()  # this process
+ONE_WORKER = Workers()  # this process, without limits
 
 
 class WorkersConfig(BaseModel):
-    """Where a run computes; changes nothing of what it computes, up to rounding."""
+    """Where a run computes; changes nothing of what it computes, up to rounding.
+
+    Except that its limits decide which networks fail: both depend on the machine.
+
+    Attributes:
+        backend: See `Workers`.
+        address: See `Workers`.
+        count: Of the workers; None: as many as there are cores or GPUs.
+        memory_mib: See `Workers`.
+        evaluation_minutes: See `Workers`; by default far beyond a short training, since it is there
+            to end what hangs.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     backend: Backend = "loky"
     address: str | None = None
     count: int | None = Field(default=None, ge=1)
+    memory_mib: int | None = Field(default=None, ge=1)
+    evaluation_minutes: float | None = Field(default=60.0, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _address_of_a_cluster(self) -> Self:
@@ -96,7 +120,8 @@ class WorkersConfig(BaseModel):
             offered = cluster.size(device)
             count = count or offered
         assert count is not None
-        return Workers(count, self.backend, self.address, device)
+        limits = self.memory_mib, self.evaluation_minutes
+        return Workers(count, self.backend, self.address, device, *limits)
 
 
 def run_tasks(
@@ -104,24 +129,27 @@ def run_tasks(
     tasks: Mapping[K, tuple[object, ...]],
     workers: Workers,
     threads: int = 1,
+    *,
+    minutes: float | None = None,
 ) -> Iterator[tuple[K, R | WorkerDied]]:
     """Yield (key, function(*arguments)) once for every task, in the order in which they end.
 
     A worker that dies takes down only what ran beside it, and that is done again; a task that ends
-    its workers again and again yields a `WorkerDied`.
+    its workers again and again, or takes too long, yields a `WorkerDied`.
 
     Args:
-        function: Importable by name; raises only for bugs.
+        function: Importable by name; raises only for bugs, and where files cannot be written.
         tasks: Key to arguments; small, since they are sent to the workers.
-        workers: With one of backend loky the tasks run in this process.
+        workers: With one of backend loky, and no limits, the tasks run in this process.
         threads: Compute threads of each worker.
+        minutes: After which the worker of a task is killed, whatever it is at; None: never.
 
     Raises:
         InputError: If a cluster cannot be used.
     """
-    if workers.backend == "loky" and workers.count == 1:
-        return _serial(function, tasks, threads)
     here = workers.backend == "loky"
+    if here and workers.count == 1 and workers.memory_mib is None and minutes is None:
+        return _serial(function, tasks, threads)
     calls = {
         key: Task(
             function,
@@ -130,6 +158,7 @@ def run_tasks(
             Path.cwd(),
             takes_gpu=workers.device == "cuda" and workers.backend != "ray",  # Ray does it itself
             parent=os.getpid() if here else None,
+            limits=Limits(workers.memory_mib, minutes),
         )
         for key, arguments in tasks.items()
     }
@@ -155,40 +184,73 @@ def _serial(
 def _in_processes(
     tasks: Mapping[K, Task[R]], count: int
 ) -> Generator[tuple[K, R | WorkerDied], None, None]:
-    """Yield results from joblib; after a death, which ends all workers, do the rest one by one."""
-    left: dict[K, Task[R]] = dict(tasks)
-    results = _parallel(left, count)
-    try:
-        for key, result in results:
-            del left[key]
-            yield key, result
-    except TerminatedWorkerError:
-        for key in list(left):
-            again = _alone(key, left[key])
-            yield key, again
-    finally:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that tasks were cancelled, when we are interrupted
-            results.close()
+    """Yield results; a death ends all workers, and what they were at is then done one by one."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()  # what this process holds for later, the workers need now
+    with tempfile.TemporaryDirectory(prefix="paretoblocks-") as folder:
+        left = dict(tasks)
+        marks = {key: Path(folder) / str(number) for number, key in enumerate(tasks)}
+        suspects: list[K] = []
+        deaths: Counter[K] = Counter()
+        while left:
+            batch = {key: left[key].marked(marks[key]) for key in suspects[:1] or left}
+            try:
+                for key, result in _results(batch, count):
+                    del left[key]
+                    yield key, result
+            except TerminatedWorkerError as error:
+                unfinished = {key: task for key, task in batch.items() if key in left}
+                deaths.update(list(batch) if len(batch) == 1 else ())
+                for key, task in unfinished.items():
+                    died = _given_up(task, deaths[key], error)
+                    if died is not None:
+                        del left[key]
+                        yield key, died
+                suspects += _begun(unfinished)
+            suspects = [key for key in dict.fromkeys(suspects) if key in left]
 
 
-def _alone(key: K, task: Task[R]) -> R | WorkerDied:
-    try:
-        # Two workers for one task: with one, joblib would run it in this process.
-        return next(iter(_parallel({key: task}, 2)))[1]
-    except TerminatedWorkerError as error:
-        return WorkerDied(str(error).splitlines()[0])
+def _begun(tasks: Mapping[K, Task[R]]) -> list[K]:
+    """Return the keys of tasks that had begun; all where none had, so that each is tried alone."""
+    return [key for key, task in tasks.items() if task.begun_s is not None] or list(tasks)
 
 
-def _parallel(tasks: Mapping[K, Task[R]], count: int) -> Generator[tuple[K, R], None, None]:
-    with joblib.parallel_config(backend="loky"):
-        parallel = joblib.Parallel(n_jobs=count, return_as="generator_unordered", batch_size=1)
-    results: Generator[tuple[K, R], None, None] = parallel(
-        joblib.delayed(_call)(key, task)
-        for key, task in list(tasks.items())  # a copy: dispatch goes on while results come
+def _given_up(task: Task[R], deaths: int, error: TerminatedWorkerError) -> WorkerDied | None:
+    """Return why a task is not tried again after a death of workers; None where it is."""
+    minutes, begun_s = task.limits.minutes, task.begun_s
+    if minutes is not None and begun_s is not None and begun_s >= 60 * minutes:
+        return WorkerDied(f"it took more than {minutes:g} minutes, see workers.evaluation_minutes")
+    return WorkerDied(str(error).splitlines()[0]) if deaths >= DEATHS_ALONE else None
+
+
+def _results(tasks: Mapping[K, Task[R]], count: int) -> Generator[tuple[K, R], None, None]:
+    """Yield the results that processes of this machine return; end the processes if stopped.
+
+    Raises:
+        TerminatedWorkerError: At the end, if one died.
+    """
+    threads = str(max(1, joblib.cpu_count() // count))
+    executor = get_reusable_executor(
+        count, timeout=IDLE_S, initializer=_leave_signals, env=dict.fromkeys(THREADS, threads)
     )
-    return results
+    died: TerminatedWorkerError | None = None
+    finished = False
+    try:
+        futures = {executor.submit(task.run): key for key, task in tasks.items()}
+        for future in as_completed(futures):
+            error = future.exception()
+            if isinstance(error, TerminatedWorkerError):
+                died = error
+            else:
+                yield futures[future], future.result()
+        finished = True
+    finally:
+        if not finished:
+            executor.shutdown(kill_workers=True)
+    if died is not None:
+        raise died
 
 
-def _call(key: K, task: Task[R]) -> tuple[K, R]:
-    return key, task.run()
+def _leave_signals() -> None:
+    """Leave Ctrl-C, which a terminal sends to all processes, to the parent: it ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -5,11 +5,12 @@ import math
 import os
 import statistics
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from evaluation.errors import InputError
+from evaluation.errors import InputError, naming
 
 CostName = Literal["params", "flops", "bits", "latency_ms"]
 COST_NAMES: tuple[str, ...] = get_args(CostName)  # what `Cost.count` knows
@@ -194,11 +195,17 @@ class Archive:
 
         Raises:
             ValueError: If the network is in the archive already.
+            InputError: If lines have gone that were there before.
+            OSError: If there is no room; what was written of the line does not count.
         """
         if record.id in self._records:
             raise ValueError(f"network {record.id} is in the archive already")
         line = (json.dumps(record.to_json(), separators=(",", ":")) + "\n").encode()
-        with self.path.open("ab") as file:
+        with naming(self.path), self.path.open("ab") as file:
+            if file.tell() < self._size:  # to truncate it would fill it up with zeros
+                raise InputError(
+                    f"{self.path}: was cut short or replaced while the run was at work"
+                )
             file.truncate(self._size)
             file.write(line)
             file.flush()
@@ -245,14 +252,24 @@ class Measured:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a whole file under a temporary name, force it to disk, then rename it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a whole file under a temporary name, force it to disk, then rename it into place.
+
+    Raises:
+        OSError: If it cannot be written; what was there stays. A folder that has gone is not made
+            again, since a run would go on in one that lacks everything else.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with naming(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(data.encode() if isinstance(data, str) else data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()  # a part of it fills a full disk for nothing
+            raise
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -87,6 +87,8 @@ def retrain_all(
         for trial in trials
         for seed in config.seeds
     }
+    for trial in trials:
+        (out / trial.place).mkdir(parents=True, exist_ok=True)
     results = dict(run_tasks(retrain, tasks, workers))
     records = []
     for trial in trials:

@@ -2,20 +2,22 @@
 
 import itertools
 import os
+import signal
 import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 import torch
 from filelock import FileLock, Timeout
 
 from evaluation.errors import InputError
-from evaluation.memory import keep_freed_memory
+from evaluation.memory import keep_freed_memory, limited_memory
 
 R = TypeVar("R")
 
@@ -25,6 +27,32 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 class WorkerDied(RuntimeError):
     """A worker process ended without an answer, for instance killed for want of memory."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a task may take.
+
+    Attributes:
+        memory_mib: Private memory of its process, which gets a `MemoryError` or the like beyond it.
+        minutes: Time; its process is killed then. None: as much as it wants, of either.
+    """
+
+    memory_mib: int | None = None
+    minutes: float | None = None
+
+    @contextmanager
+    def set(self) -> Iterator[None]:
+        """Keep this process within the limits while the block runs."""
+        if self.minutes is not None:
+            # With no handler the kernel ends the process, even where C code holds Python's lock.
+            signal.setitimer(signal.ITIMER_REAL, 60 * self.minutes)
+        try:
+            with limited_memory(self.memory_mib):
+                yield
+        finally:
+            if self.minutes is not None:
+                signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @dataclass(frozen=True)
@@ -38,6 +66,8 @@ class Task(Generic[R]):
         folder: Working directory, so that relative paths mean the same on every machine.
         takes_gpu: Whether the process must choose a GPU; else it has the one that it sees.
         parent: Process with which the worker ends; None where it lives on.
+        limits: What it may take.
+        mark: File that is made when it begins, on this machine; None: none.
     """
 
     function: Callable[..., R]
@@ -46,6 +76,20 @@ class Task(Generic[R]):
     folder: Path
     takes_gpu: bool = False
     parent: int | None = None
+    limits: Limits = Limits()
+    mark: Path | None = None
+
+    def marked(self, mark: Path) -> Self:
+        """Return the same task, not begun, that says by a file when it begins."""
+        mark.unlink(missing_ok=True)
+        return replace(self, mark=mark)
+
+    @property
+    def begun_s(self) -> float | None:
+        """Seconds since it began last, None if it did not or has no mark."""
+        if self.mark is None or not self.mark.exists():
+            return None
+        return time.time() - self.mark.stat().st_mtime
 
     def run(self) -> R:
         """Prepare this process and return what the function returns.
@@ -56,6 +100,12 @@ class Task(Generic[R]):
         if self.parent is not None:
             _die_with(self.parent)
         with _one_at_a_time:
+            if self.mark is not None:
+                self.mark.touch()
+            return self._run()
+
+    def _run(self) -> R:
+        with self.limits.set():
             if not self.folder.is_dir():
                 raise InputError(
                     f"{socket.gethostname()}: no folder {self.folder}; the machines of a cluster "

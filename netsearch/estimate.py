@@ -1,15 +1,16 @@
 """Genome -> ModelRecord: hard budgets first, then accuracy by short training or shared weights."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from blocksearch.stack import Stack
 from evaluation.data import worker_dataset
-from evaluation.errors import reason_of
+from evaluation.errors import InputError, reason_of
 from evaluation.metrics import MetricsLog
 from evaluation.parallel import WorkerDied, Workers, run_tasks
 from evaluation.records import Archive, ModelRecord
@@ -19,12 +20,20 @@ from netsearch.genome import Floats, Genome
 from netsearch.problem import NetworkProblem
 from netsearch.shared_training import SharedContext, estimate_shared
 
+FIRST = 10  # networks that a search must have asked for before it has too many failures
+TOO_MANY = 0.5  # part of them; a search in which more fail stops
+REASONS = 3  # that the message of such an end names
+
 
 def estimate(record: ModelRecord, build: Stack, context: TrainingContext) -> ModelRecord:
     """Return `record` with the accuracy on `search_valid` after proxy training on `search_train`.
 
-    A network that cannot be built, does not fit into memory or diverges comes back with the reason
-    as its `failure` and no accuracy.
+    A network that cannot be built, raises, does not fit into memory or diverges comes back with the
+    reason as its `failure` and no accuracy.
+
+    Raises:
+        AcceleratorError: If the device is broken.
+        OSError: If a file cannot be read or written.
     """
     began = time.perf_counter()
     dataset = worker_dataset(context.data, context.data_seed, context.device)
@@ -38,9 +47,9 @@ def estimate(record: ModelRecord, build: Stack, context: TrainingContext) -> Mod
             augment=context.data.augment,
         )
         record = replace(record, valid_accuracy=accuracy(model, dataset.search_valid))
-    except torch.AcceleratorError:
-        raise  # the device is broken for this process: no fault of the candidate
-    except (RuntimeError, ValueError, MemoryError) as error:  # torch's out-of-memory is the first
+    except (torch.AcceleratorError, OSError):
+        raise  # a broken device, a full disk: no fault of the candidate
+    except Exception as error:  # whatever a candidate does: one must not end a search of days
         record = replace(record, failure=reason_of(error))
     MetricsLog(context.metrics, "networks", record.id).write(
         valid_accuracy=record.valid_accuracy, seconds=time.perf_counter() - began
@@ -114,6 +123,7 @@ class Evaluator:
     workers: Workers
     known: tuple[Archive, ...] = ()
     on_record: Callable[[ModelRecord], None] = lambda record: None
+    _told: list[str | None] = field(init=False, default_factory=list)  # failures so far, or None
 
     def evaluate(self, batch: Batch, archive: Archive) -> Floats:
         """Put a record of every genome into `archive`; those that are there stay as they are.
@@ -123,6 +133,7 @@ class Evaluator:
 
         Raises:
             ValueError: If a genome is over a hard budget: such a one is never evaluated.
+            InputError: If more than `TOO_MANY` of at least `FIRST` networks have failed.
         """
         tasks: dict[str, tuple[object, ...]] = {}
         blanks: dict[str, ModelRecord] = {}
@@ -141,16 +152,42 @@ class Evaluator:
             blocks = self.problem.space.decode(genome).blocks
             blanks[id] = ModelRecord(id, genome, blocks, cost, self.seed)
             tasks[id] = self.method.arguments(blanks[id], self.problem, batch.fidelity)
-        for id, result in run_tasks(self.method.judge, tasks, self.workers):
+        self._check_failures(batch, archive)
+        minutes = self.workers.evaluation_minutes
+        for id, result in run_tasks(self.method.judge, tasks, self.workers, minutes=minutes):
             if isinstance(result, WorkerDied):
                 result = replace(blanks[id], failure=reason_of(result))
             self._add(archive, result)
+            self._check_failures(batch, archive)
+        self._told += [self._failure(genome, archive) for genome in batch.genomes]
         return np.array([self._error(genome, archive) for genome in batch.genomes])
 
     def _error(self, genome: Genome, archive: Archive) -> float:
         record = archive.get(self.problem.id(genome))
         assert record is not None
         return np.nan if record.valid_accuracy is None else 1.0 - record.valid_accuracy
+
+    def _failure(self, genome: Genome, archive: Archive) -> str | None:
+        record = archive.get(self.problem.id(genome))
+        return record.failure if record is not None else None
+
+    def _check_failures(self, batch: Batch, archive: Archive) -> None:
+        """Stop as soon as too many of all networks asked for have failed, this batch included.
+
+        Networks still to come count as good, for those that fail may be the fastest to answer.
+
+        Raises:
+            InputError: If so; it names the commonest reasons.
+        """
+        failures = [*self._told, *(self._failure(genome, archive) for genome in batch.genomes)]
+        reasons = Counter(failure for failure in failures if failure is not None)
+        failed, asked = reasons.total(), len(failures)
+        if asked >= FIRST and failed > TOO_MANY * asked:
+            common = [f"{count} x {reason}" for reason, count in reasons.most_common(REASONS)]
+            raise InputError(
+                f"{failed} of {asked} networks failed, so the search stops: {'; '.join(common)}; "
+                f"all are in {archive.path}, and stay failed in this run"
+            )
 
     def _add(self, archive: Archive, record: ModelRecord) -> None:
         archive.add(record)

@@ -1,5 +1,6 @@
 """From genome to record: budgets first, each network once, failures told apart from bugs."""
 
+import errno
 import random
 from dataclasses import replace
 
@@ -176,11 +177,21 @@ def test_a_network_that_cannot_be_built_is_a_failure_in_one_line(
     assert ModelRecord.from_json(record.to_json()) == record
 
 
-def test_a_bug_is_no_failure_of_a_network(tiny_data, tmp_path):
+@pytest.mark.parametrize("error", [KeyError("bug"), TypeError("bug"), ZeroDivisionError("bug")])
+def test_a_network_that_raises_is_a_failure_with_the_type_in_its_reason(tiny_data, tmp_path, error):
     def build():
-        raise KeyError("bug")
+        raise error
 
-    with pytest.raises(KeyError):
+    record = estimate(BLANK, build, context(tmp_path))
+    assert record.valid_accuracy is None
+    assert record.failure.startswith(type(error).__name__) and "bug" in record.failure
+
+
+def test_a_full_disk_is_no_failure_of_a_network(tiny_data, tmp_path):
+    def build():
+        raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
+
+    with pytest.raises(OSError, match="No space left on device: 'somewhere'"):
         estimate(BLANK, build, context(tmp_path))
 
 
@@ -269,7 +280,7 @@ def test_a_proxy_training_has_a_whole_number_of_epochs_at_least_one(epochs, fide
 def test_a_worker_that_dies_becomes_a_failure_of_its_network_alone(
     tmp_path, monkeypatch, evaluator_of
 ):
-    def tasks_end(function, tasks, workers):
+    def tasks_end(function, tasks, workers, *, minutes):
         for number, (key, arguments) in enumerate(tasks.items()):
             record = arguments[0]
             died = WorkerDied("A worker process was terminated\nmore")

@@ -1,5 +1,7 @@
 """Tasks in worker processes: all results, deaths of workers, and no orphans."""
 
+import ctypes
+import errno
 import os
 import signal
 import subprocess
@@ -11,11 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluation.parallel import WorkerDied, Workers, run_tasks
+from evaluation.parallel import DEATHS_ALONE, WorkerDied, Workers, run_tasks
 
 ROOT = Path(__file__).parents[1]
 ORPHANS_END_WITHIN_S = 15
 HEARTBEAT_S = 0.1
+HANG_MINUTES = 0.2  # enough for a worker to start and to import torch
+LIMIT_MIB = 2048
 
 
 def square(x):
@@ -28,6 +32,47 @@ def square_or_die(x, how):
     if how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     return x * x
+
+
+def square_or_hang(x, how):
+    """Hang in Python, or in C code that never lets another thread of Python run."""
+    if how == "sleep":
+        time.sleep(3600)
+    if how == "C":
+        ctypes.PyDLL(None).pause()
+    return x * x, os.getpid()
+
+
+def hold(mib):
+    return len(bytearray(mib << 20)) >> 20, os.getpid()
+
+
+def hold_tensor(mib):
+    try:
+        return torch.ones(mib << 18).sum().item() / (1 << 18), os.getpid()
+    except RuntimeError as error:
+        return str(error), os.getpid()
+
+
+def logged(x, log):
+    with log.open("a") as file:
+        file.write(f"{x}\n")
+    if x == "dies":
+        os._exit(3)
+    time.sleep(0.2)
+    return x
+
+
+def signal_of_ctrl_c(x):
+    return signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def alarm(x):
+    return signal.getitimer(signal.ITIMER_REAL)[0] > 0
+
+
+def full_disk(x):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a/file")
 
 
 def fail(x):
@@ -79,6 +124,64 @@ def test_a_task_that_kills_its_worker_costs_only_its_own_result():
     assert isinstance(results.pop("exit"), WorkerDied)
     assert isinstance(results.pop("kill"), WorkerDied)
     assert results == {0: 9, 1: 16, 2: 36}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:A worker stopped while some jobs:UserWarning")
+def test_what_never_began_is_done_side_by_side_after_a_death_and_once(tmp_path):
+    log = tmp_path / "log"
+    tasks = {"dies": ("dies", log)} | {i: (i, log) for i in range(6)}
+    results = dict(run_tasks(logged, tasks, Workers(2)))
+    assert isinstance(results.pop("dies"), WorkerDied)
+    assert results == {i: i for i in range(6)}
+    begun = log.read_text().split()
+    assert begun.count("dies") == 1 + DEATHS_ALONE
+    others = [name for name in begun if name != "dies"]
+    # Only the one that ran beside it may have begun twice.
+    assert set(others) == set("012345") and len(others) <= 7
+
+
+@pytest.mark.parametrize(
+    ("how", "workers"),
+    [("C", 2), *(pytest.param(*one, marks=pytest.mark.slow) for one in (("C", 1), ("sleep", 2)))],
+)
+def test_a_task_that_hangs_is_ended_and_the_others_are_done(how, workers):
+    tasks = {0: (3, ""), "hangs": (4, how), 1: (5, ""), 2: (6, "")}
+    results = dict(run_tasks(square_or_hang, tasks, Workers(workers), minutes=HANG_MINUTES))
+    died = results.pop("hangs")
+    assert isinstance(died, WorkerDied)
+    assert str(died) == f"it took more than {HANG_MINUTES} minutes, see workers.evaluation_minutes"
+    assert {key: value for key, (value, _) in results.items()} == {0: 9, 1: 25, 2: 36}
+    assert os.getpid() not in {pid for _, pid in results.values()}
+
+
+def test_a_task_within_its_time_leaves_no_alarm_in_its_worker():
+    tasks = {i: (i,) for i in range(2)}
+    assert dict(run_tasks(alarm, tasks, Workers(1), minutes=60)) == {0: True, 1: True}
+    assert dict(run_tasks(alarm, tasks, Workers(2))) == {0: False, 1: False}
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="only Linux keeps to the limit")
+def test_a_limit_on_memory_fails_the_task_and_leaves_its_worker_alive():
+    workers = Workers(1, memory_mib=LIMIT_MIB)
+    results = dict(run_tasks(hold_tensor, {i: (i,) for i in (1, 4 * LIMIT_MIB, 2)}, workers))
+    assert "can't allocate memory" in results[4 * LIMIT_MIB][0]
+    assert (results[1][0], results[2][0]) == (1, 2)
+    assert len({pid for _, pid in results.values()}) == 1 and os.getpid() != results[1][1]
+    with pytest.raises(MemoryError):
+        list(run_tasks(hold, {0: (4 * LIMIT_MIB,)}, workers))
+    free = dict(run_tasks(hold, {0: (LIMIT_MIB,)}, Workers(2)))
+    assert free[0][0] == LIMIT_MIB  # the limit went with its tasks
+
+
+def test_a_full_disk_in_a_worker_reaches_the_caller_and_names_the_file():
+    with pytest.raises(OSError, match="No space left on device: 'a/file'") as raised:
+        list(run_tasks(full_disk, {0: (0,)}, Workers(2)))
+    assert raised.value.errno == errno.ENOSPC
+
+
+def test_workers_leave_the_interrupt_of_a_terminal_to_their_parent():
+    assert dict(run_tasks(signal_of_ctrl_c, {0: (0,), 1: (1,)}, Workers(2))) == {0: True, 1: True}
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")

@@ -205,7 +205,7 @@ def test_an_interrupted_write_leaves_the_old_content(tmp_path, monkeypatch):
 
 
 def test_a_whole_write_replaces_the_old_content_and_leaves_nothing_beside_it(tmp_path):
-    path = tmp_path / "made" / "on the way" / "file"
+    path = tmp_path / "file"
     write_atomic(path, b"\x00\xff old and longer")
     write_atomic(path, "é")
     assert path.read_bytes() == "é".encode()
