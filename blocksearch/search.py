@@ -324,8 +324,9 @@ def run_searches(
     """
     missing = [one for one in searches if not _result_path(context.folder, one).exists()]
     for one in searches:
-        if one not in missing:  # a kill may have left its checkpoint
-            (context.folder / f"{one.name}.ckpt").unlink(missing_ok=True)
+        if one not in missing:
+            _read_result(_result_path(context.folder, one))  # damage is told before hours of work
+            (context.folder / f"{one.name}.ckpt").unlink(missing_ok=True)  # of a kill
     context.folder.mkdir(parents=True, exist_ok=True)
     tasks = {one.name: (one, context) for one in missing}
     threads = threads_of(searches, workers.cores)
