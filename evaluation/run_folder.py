@@ -260,7 +260,7 @@ class RunFolder:
                 write_listed(path, text)
 
     def _check_files(self) -> None:
-        """Find damage before hours of work; archives and logs check their own lines.
+        """Find damage before hours of work; unfinished archives check their own lines.
 
         Raises:
             InputError: If a file is not as the run wrote it.
@@ -269,7 +269,7 @@ class RunFolder:
         assert manifest is not None
         for name in manifest.hashes:
             path = self.path / name
-            if path.exists() and path.suffix != ".jsonl":
+            if path.exists() and (path.suffix != ".jsonl" or self.pareto.exists()):
                 manifest.check(path)
 
     def _list_anew(self, run: str) -> None:
