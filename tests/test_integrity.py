@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +21,7 @@ from evaluation.records import Archive, Cost, ModelRecord, read_json, write_json
 from evaluation.run_folder import RunFolder
 from evaluation.weights import read_weights
 from run_pipeline import Pipeline
-from tests.test_pipeline import tiny
+from tests.test_pipeline import ROOT, tiny
 
 SMALL = (
     "data.max_train_images=100",
@@ -78,7 +81,7 @@ def finished(tmp_path_factory) -> Path:
 def another(tmp_path_factory) -> Path:
     """A run of another seed: the same files with other contents."""
     folder = tmp_path_factory.mktemp("another") / "run"
-    pipeline(folder, "seed=1").run()
+    pipeline(folder, "seed=1", "data.max_test_images=43").run()
     return folder
 
 
@@ -184,7 +187,7 @@ def test_what_a_run_began_with_is_written_again_by_the_same_call(
 ):
     damage(copy / name, another / name)
     run = pipeline(copy)
-    run.run()
+    run.run("blocks")
     assert f"{name} was damaged and is written again" in said(run)
     assert results(copy) == results(finished)
 
@@ -361,6 +364,45 @@ def test_outside_of_run_folders_lines_have_no_checks(tmp_path):
     MetricsLog(tmp_path / "m.jsonl", "blocks", "t").write(epoch=1)
     assert "check" not in json.loads((tmp_path / "a.jsonl").read_text())
     assert "check" not in json.loads((tmp_path / "m.jsonl").read_text())
+
+
+# --- two processes ----------------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from evaluation.run_folder import RunFolder
+with RunFolder(Path(sys.argv[1])).owned():
+    print("here", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_the_second_process_is_told_the_first_whose_death_frees_the_folder(tmp_path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT, text=True
+    )
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "here\n"
+        message = rf"at work in this folder: process {holder.pid} on .+, since 20\d\d-"
+        with pytest.raises(InputError, match=message), RunFolder(tmp_path).owned():
+            pass
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert (tmp_path / ".owner.json").exists()  # it could not clean up
+    with RunFolder(tmp_path).owned():
+        assert read_json(tmp_path / ".owner.json")["pid"] == os.getpid()
+    assert not (tmp_path / ".owner.json").exists()
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"pid": "many"}', '{"pid": 1, "host": "a"}'])
+def test_who_holds_a_folder_may_be_unknown(tmp_path, content):
+    with RunFolder(tmp_path).owned():
+        (tmp_path / ".owner.json").write_text(content)
+        with pytest.raises(InputError, match="another run is at work .* has not said which"):
+            with RunFolder(tmp_path).owned():
+                pass
 
 
 # --- names and ids from files that strangers wrote --------------------------------------------
