@@ -10,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from blocksearch.library import Block
 from evaluation.errors import InputError
+from evaluation.export import draft, publish
 from evaluation.manifest import MANIFEST, Manifest, check, checked_name, sealed, unsealed
 from evaluation.metrics import MetricsLog, damaged_lines, read_metrics
 from evaluation.parallel import Workers
@@ -357,6 +359,21 @@ def test_a_file_that_a_person_puts_into_the_folder_is_theirs(copy):
     assert read_json(copy / "pi.json", listed=False) == [1]
     with pytest.raises(InputError, match=r"pi\.json: is not in run\.manifest\.jsonl"):
         read_json(copy / "pi.json")
+
+
+def test_an_exported_file_is_listed_and_an_altered_one_refused(tmp_path):
+    (tmp_path / MANIFEST).write_bytes(sealed({"run": "r"}, MANIFEST))
+    path = tmp_path / "exports" / "a.onnx"
+    with draft(path, overwrite=False) as made:
+        made.write_bytes(b"a network")
+        publish(made, path, torch.zeros(1, 2), (0.0, 1))
+    check(path)
+    path.write_bytes(b"another")
+    with pytest.raises(InputError, match=r"a\.onnx: is damaged or another"):
+        check(path)
+    path.unlink()
+    with pytest.raises(InputError, match=r"a\.onnx: is gone"):
+        check(path)
 
 
 def test_outside_of_run_folders_lines_have_no_checks(tmp_path):
