@@ -149,7 +149,7 @@ class Pipeline:
                 stage.prepare()
         with self._step("networks", "networks", stage.expected, lambda: stage.evaluated):
             outcome = stage.run()
-        write_json(self.folder.pareto, outcome.to_json())
+        self.folder.finish_search(outcome.to_json())
         return list(outcome.front)
 
     def retrain(self, front: Sequence[ModelRecord], library: BlockLibrary) -> list[Trial]:

@@ -46,8 +46,8 @@ class Row:
         flops: Multiply-adds for one image.
         bit_ops: Multiply-adds of 1-bit numbers for one image, which are not among the FLOPs.
         model_bits: Size of the weights, 32 bits each but for 1-bit ones.
-        search_s: Wall-clock seconds of the search on its threads.
-        peak_memory_mib: Most memory that the search held, supernets included.
+        search_s: Wall-clock seconds of the search on its threads; None if an epoch is not logged.
+        peak_memory_mib: Most memory that the search held, supernets included; None likewise.
         cells: The cells found, by kind; None if the search failed.
         table: Other columns of the table, if there is one.
         failure: Why there is no accuracy.
@@ -61,8 +61,8 @@ class Row:
     flops: int | None = None
     bit_ops: int = 0
     model_bits: int | None = None
-    search_s: float = 0.0
-    peak_memory_mib: float = 0.0
+    search_s: float | None = 0.0
+    peak_memory_mib: float | None = 0.0
     cells: Cells | None = None
     table: Mapping[str, float] | None = None
     failure: str | None = None
@@ -103,10 +103,10 @@ def compare(
     dataset = worker_dataset(context.data, context.data_seed, context.device)
     supernet = build_supernet(config, dataset, context.stages, seed=0)
     space = config.ops if isinstance(config.ops, str) else "own"
-    spent = _spent(context.metrics)
+    spent = _spent(context.metrics, config.epochs)
     rows = []
     for one, result in zip(searches, results, strict=True):
-        search_s, peak_mib = spent.get(one.name, (0.0, 0.0))
+        search_s, peak_mib = spent.get(one.name, (None, None))
         row = Row(one.label, one.seed, space, search_s=search_s, peak_memory_mib=peak_mib)
         best = result.candidates[0][0] if result.candidates else None
         rows.append(replace(row, cells=best, failure=result.failure))
@@ -149,7 +149,7 @@ def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "failed": len(own) - len(good),
         }
         for figure in FIGURES:
-            values = [float(row[figure]) for row in good]
+            values = [float(row[figure]) for row in good if row[figure] is not None]
             line[figure] = statistics.fmean(values) if values else None
             line[f"{figure}_std"] = statistics.stdev(values) if len(values) > 1 else None
         lines.append(line)
@@ -214,8 +214,11 @@ def _retrained(
     return judged
 
 
-def _spent(metrics: Path) -> dict[str, tuple[float, float]]:
-    """Return seconds and peak MiB of every search; of an epoch that was done twice, the last."""
+def _spent(metrics: Path, epochs: int) -> dict[str, tuple[float | None, float | None]]:
+    """Return seconds and peak MiB of every search; of an epoch that was done twice, the last.
+
+    None where not all epochs are logged: the search failed, or its lines are lost.
+    """
     seconds: dict[str, dict[int, float]] = {}
     peaks: dict[str, float] = {}
     for event in read_metrics(metrics):
@@ -225,4 +228,7 @@ def _spent(metrics: Path) -> dict[str, tuple[float, float]]:
                 seconds.setdefault(task, {})[event["epoch"]] = event["epoch_s"]
             if "peak_memory_mib" in event:
                 peaks[task] = max(peaks.get(task, 0.0), event["peak_memory_mib"])
-    return {task: (sum(own.values()), peaks.get(task, 0.0)) for task, own in seconds.items()}
+    return {
+        task: (sum(own.values()) if len(own) == epochs else None, peaks.get(task))
+        for task, own in seconds.items()
+    }

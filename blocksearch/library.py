@@ -11,6 +11,7 @@ from blocksearch.cells import DiscreteCell
 from blocksearch.space import KINDS, REDUCTION, Cell
 from evaluation.cost import measure_cost
 from evaluation.errors import InputError
+from evaluation.manifest import checked_name
 from evaluation.records import Cost, read_json, write_json
 
 REFERENCE_CHANNELS = 16
@@ -77,7 +78,7 @@ class Block:
             cell = Cell.from_json(data["cell"])
             cost = Cost(int(data["params"]), int(data["flops"]))
             block = cls(
-                str(data["name"]),
+                checked_name(data["name"]),
                 cell,
                 str(data["kind"]),
                 cost,

@@ -329,8 +329,9 @@ def run_searches(
     """
     missing = [one for one in searches if not _result_path(context.folder, one).exists()]
     for one in searches:
-        if one not in missing:  # a kill may have left its checkpoint
-            Checkpoint(_checkpoint_path(context.folder, one)).remove()
+        if one not in missing:
+            _read_result(_result_path(context.folder, one))  # damage is told before hours of work
+            Checkpoint(_checkpoint_path(context.folder, one)).remove()  # a kill may have left it
     context.folder.mkdir(parents=True, exist_ok=True)
     tasks = {one.name: (one, context) for one in missing}
     threads = threads_of(searches, workers.cores)

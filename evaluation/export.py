@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.errors import InputError
+from evaluation.manifest import digest_of, enlist
 from evaluation.onnx_files import RUN_BATCH, run_onnx, save_onnx, trace
 from evaluation.preprocessing import Preprocessing
 from evaluation.quantize import quantize
@@ -214,6 +215,7 @@ def draft(path: Path, overwrite: bool) -> Iterator[Path]:
 
 def publish(made: Path, path: Path, reference: Tensor, found: tuple[float, int]) -> Exported:
     """Give a draft its name; `found` is what the comparison with `reference` found."""
+    enlist(path, digest_of(made))
     made.replace(path)
     return Exported(path, path.stat().st_size, len(reference), *found)
 

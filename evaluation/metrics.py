@@ -1,16 +1,18 @@
 """The event log of a run: one JSON line per epoch or evaluation, wall-clock figures included.
 
 Several processes append to one file; a short line written in one call stays whole. Nothing that a
-run depends on is read from here, so a lost line costs a point of a curve and no more.
+run depends on is read from here, so a lost line costs a point of a curve and no more. In the folder
+of a run a line ends with a check of itself, see `evaluation.manifest`.
 """
 
-import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evaluation.errors import naming
+from evaluation.manifest import salt_of, sealed, unsealed
 
 
 @dataclass(frozen=True)
@@ -25,18 +27,24 @@ class MetricsLog:
         """Append one event with a time stamp in seconds."""
         event = {"stage": self.stage, "task": self.task, "time_s": round(time.time(), 3), **values}
         with naming(self.path), self.path.open("ab") as file:
-            file.write((json.dumps(event) + "\n").encode())
+            file.write(sealed(event, salt_of(self.path)) + b"\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the events of a log, passing over lines that a kill cut short."""
-    events = []
-    if path.exists():
-        for line in path.read_bytes().splitlines():
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(event, dict):
-                events.append(event)
-    return events
+    """Return the events of a log, passing over lines that a kill cut short, and damaged ones."""
+    return [event for event in _events(path) if event is not None]
+
+
+def damaged_lines(path: Path) -> int:
+    """Return how many lines of a log cannot be read."""
+    return sum(event is None for event in _events(path))
+
+
+def _events(path: Path) -> Iterator[dict[str, Any] | None]:
+    """Yield the events of a log, None for a line that is none."""
+    salt = salt_of(path)
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            yield unsealed(line, salt)
+        except ValueError:
+            yield None

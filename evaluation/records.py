@@ -1,5 +1,6 @@
 """Cost and ModelRecord, the plain data of one evaluated network, and the append-only archive."""
 
+import hashlib
 import json
 import math
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from evaluation.errors import InputError, naming
+from evaluation.manifest import check, checked_name, enlist, salt_of, sealed, unsealed
 
 CostName = Literal["params", "flops", "bits", "latency_ms"]
 COST_NAMES: tuple[str, ...] = get_args(CostName)  # what `Cost.count` knows
@@ -124,7 +126,8 @@ class ModelRecord:
         """Rebuild from `to_json`.
 
         Raises:
-            ValueError: If a field is missing, unknown or of another type.
+            ValueError: If a field is missing, unknown or of another type, or a name is none that
+                could name a file.
         """
         try:
             fields = dict(data)
@@ -136,8 +139,13 @@ class ModelRecord:
             raise ValueError(f"not a model record: {error}") from error
         cost = record.cost
         counts = (cost.params, cost.flops, cost.bit_ops, cost.bit_params, *record.genome)
-        if not isinstance(record.id, str) or not all(isinstance(count, int) for count in counts):
-            raise ValueError(f"not a model record: id {record.id!r}, counts {counts}")
+        if not all(isinstance(count, int) for count in (*counts, record.seed, *record.seeds)):
+            raise ValueError(f"not a model record: counts {counts}, seeds {record.seeds}")
+        try:
+            for name in (record.id, *record.blocks):
+                checked_name(name)
+        except ValueError as error:
+            raise ValueError(f"not a model record: {error}") from error
         latency = cost.latency_ms
         measured = isinstance(latency, float | int) and 0 < latency < math.inf
         if latency is not None and not measured:
@@ -151,7 +159,10 @@ class ModelRecord:
 
 
 class Archive:
-    """Every network evaluated so far, by id: a JSON-lines file that is only ever appended to."""
+    """Every network evaluated so far, by id: a JSON-lines file that is only ever appended to.
+
+    In the folder of a run each line ends with a check of itself, see `evaluation.manifest`.
+    """
 
     def __init__(self, path: Path):
         """Read what is there.
@@ -160,9 +171,10 @@ class Archive:
         overwrites it. Any other unreadable line is damage and refused.
 
         Raises:
-            InputError: If a line is damaged; the message says which.
+            InputError: If a line is damaged or another archive's; the message says which.
         """
         self.path = path
+        self._salt = salt_of(path)
         self._records: dict[str, ModelRecord] = {}
         self._size = 0  # bytes of whole lines
         if not path.exists():
@@ -171,7 +183,9 @@ class Archive:
         complete = text[: text.rfind(b"\n") + 1]
         for number, line in enumerate(complete.splitlines(), start=1):
             try:
-                record = ModelRecord.from_json(json.loads(line))
+                record = ModelRecord.from_json(unsealed(line, self._salt))
+                if record.id in self._records:
+                    raise ValueError(f"network {record.id} stands there twice")
             except ValueError as error:
                 raise InputError(
                     f"{path}: line {number} is damaged ({error}); "
@@ -200,7 +214,7 @@ class Archive:
         """
         if record.id in self._records:
             raise ValueError(f"network {record.id} is in the archive already")
-        line = (json.dumps(record.to_json(), separators=(",", ":")) + "\n").encode()
+        line = sealed(record.to_json(), self._salt) + b"\n"
         with naming(self.path), self.path.open("ab") as file:
             if file.tell() < self._size:  # to truncate it would fill it up with zeros
                 raise InputError(
@@ -272,18 +286,39 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             raise
 
 
+def write_listed(path: Path, data: bytes | str) -> None:
+    """Write a whole file atomically; in the folder of a run, list it in the manifest before."""
+    data = data.encode() if isinstance(data, str) else data
+    enlist(path, hashlib.sha256(data).hexdigest())
+    write_atomic(path, data)
+
+
 def write_json(path: Path, data: Any) -> None:
-    """Write indented JSON atomically; equal data gives equal bytes."""
-    write_atomic(path, json.dumps(data, indent=1) + "\n")
+    """Write indented JSON as `write_listed` does; equal data gives equal bytes."""
+    write_listed(path, json_text(data))
 
 
-def read_json(path: Path) -> Any:
+def json_text(data: Any) -> str:
+    """Return what `write_json` writes."""
+    return json.dumps(data, indent=1) + "\n"
+
+
+def read_json(path: Path, *, listed: bool = True) -> Any:
     """Read a JSON file.
 
+    Args:
+        path: The file.
+        listed: Whether one in the folder of a run must be as the run wrote it; for the files that
+            a person puts there it need not.
+
     Raises:
-        InputError: If it is missing, unreadable or not JSON.
+        InputError: If it is missing, unreadable, not JSON, or not what the run wrote.
     """
     try:
+        if listed:
+            check(path)
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: expected a readable JSON file: {error}") from error

@@ -13,6 +13,7 @@ from torch import nn
 from evaluation.checkpoint import Checkpoint
 from evaluation.data import worker_dataset
 from evaluation.errors import InputError, reason_of
+from evaluation.manifest import check
 from evaluation.metrics import MetricsLog
 from evaluation.parallel import Workers, run_tasks
 from evaluation.records import ModelRecord, read_json, write_json
@@ -113,7 +114,7 @@ def retrain(
 ) -> float | str:
     """Train one network from scratch with one seed and return its test accuracy in [0, 1].
 
-    The result stays in `folder` as `seed-<seed>.json`; a retraining that finds its result returns
+    The result stays in `folder` as `seed-<seed>.json`; a retraining that finds its files returns
     it, one that finds its checkpoint goes on from there. One that diverges or runs out of memory
     returns the reason instead, and leaves no result.
 
@@ -127,8 +128,11 @@ def retrain(
     """
     result = folder / f"seed-{seed}.json"
     saved = folder / f"seed-{seed}.ckpt"
-    if result.exists():
+    weights = None if description is None else folder / WEIGHTS
+    if result.exists() and (weights is None or weights.exists()):
         Checkpoint(saved).remove()  # a kill may have left it
+        if weights is not None:
+            check(weights)
         return _read_result(result)
     dataset = worker_dataset(context.data, context.data_seed, context.device)
     model = seeded_model(build, seed, context.device)
@@ -152,8 +156,8 @@ def retrain(
         raise  # the device is broken for this process: no fault of the network
     except (RuntimeError, MemoryError) as error:
         return reason_of(error)
-    if description is not None:
-        save_weights(folder / WEIGHTS, model, description)
+    if weights is not None:
+        save_weights(weights, model, description or "")
     write_json(result, {"seed": seed, "test_accuracy": test_accuracy})
     checkpoint.remove()
     log.write(test_accuracy=test_accuracy, seconds=time.perf_counter() - began)

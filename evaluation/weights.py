@@ -7,7 +7,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from evaluation.errors import InputError
-from evaluation.records import write_atomic
+from evaluation.records import write_listed
 
 KEY = "paretoblocks"  # one entry of the header: safetensors writes several in no fixed order
 LONGEST_DESCRIPTION = 1_000_000  # characters
@@ -16,7 +16,7 @@ LONGEST_DESCRIPTION = 1_000_000  # characters
 def save_weights(path: Path, model: nn.Module, description: str = "") -> None:
     """Write the state of a model; equal states and descriptions give equal bytes."""
     state = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
-    write_atomic(path, save(state, {KEY: description} if description else None))
+    write_listed(path, save(state, {KEY: description} if description else None))
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:

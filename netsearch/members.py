@@ -7,6 +7,7 @@ from pathlib import Path
 
 from evaluation.errors import InputError
 from evaluation.latency import DeviceLatencies
+from evaluation.manifest import check
 from evaluation.measurement import Measurements
 from evaluation.pareto import spread
 from evaluation.records import ModelRecord, read_json
@@ -99,8 +100,14 @@ class Members:
         return good
 
     def weights(self, record: ModelRecord) -> Path:
-        """Return where the weights of a retrained member are."""
-        return self.folder.path / RETRAINED / record.id / WEIGHTS
+        """Return where the weights of a retrained member are.
+
+        Raises:
+            InputError: If they are not those that the run wrote.
+        """
+        path = self.folder.path / RETRAINED / record.id / WEIGHTS
+        check(path)
+        return path
 
     def exported(self, record: ModelRecord, form: Format) -> Path:
         """Return where the exported file of a member is, or goes."""
@@ -110,7 +117,7 @@ class Members:
         """Return the sizes of the members' files of a format, by id.
 
         Raises:
-            InputError: If one is not there; names it.
+            InputError: If one is not there, or not as the run wrote it; names it.
         """
         find = self.weights if form is Format.WEIGHTS else partial(self.exported, form=form)
         paths = {record.id: find(record) for record in records}
@@ -120,6 +127,8 @@ class Members:
                 f"no {form} file of {', '.join(missing)}; "
                 f"`paretoblocks export {self.folder.path} --format {form}` writes them"
             )
+        for path in paths.values():
+            check(path)
         return {id: path.stat().st_size for id, path in paths.items()}
 
     def on_device(

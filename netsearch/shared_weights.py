@@ -33,7 +33,8 @@ from blocksearch.cells import DiscreteCell
 from blocksearch.space import Cell
 from blocksearch.stack import STEM_MULTIPLIER, CellNetwork, PlacedCell, Stack
 from evaluation.errors import InputError
-from evaluation.records import write_atomic
+from evaluation.manifest import check
+from evaluation.records import write_listed
 from netsearch.genome import GenomeSpace, NetworkSpec
 from netsearch.network import builder
 
@@ -188,7 +189,7 @@ class SharedWeights:
             "image_shape": self.image_shape,
             "classes": self.classes,
         }
-        write_atomic(path, save(tensors, {"shared_weights": json.dumps(about)}))
+        write_listed(path, save(tensors, {"shared_weights": json.dumps(about)}))
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -197,6 +198,7 @@ class SharedWeights:
         Raises:
             InputError: If the file is missing, damaged or something else.
         """
+        check(path)
         try:
             with safe_open(path, "pt") as file:
                 about = json.loads(file.metadata()["shared_weights"])

@@ -106,4 +106,6 @@ def _spent(folder: RunFolder) -> tuple[tuple[str, str], ...]:
         for title, (wall_s, compute_s) in seconds.items()
         if wall_s or compute_s
     ]
+    if lost := folder.lost_events():
+        rows.append(("not counted", f"{lost} lines of metrics.jsonl that are damaged"))
     return (*rows, ("not counted", "the last minutes of calls that were killed, if any"))

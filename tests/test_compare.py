@@ -160,3 +160,12 @@ def test_a_row_as_json_carries_its_cells():
     data = json.loads(json.dumps(row.to_json()))
     assert Cell.from_json(data["cells"]["normal"]) == cell_of("123401")
     assert set(data) >= KEYS
+
+
+def test_seconds_that_were_not_logged_are_none_and_no_zero():
+    rows = [
+        Row("a", 0, "light", accuracy=0.5, params=10, flops=4, search_s=None),
+        Row("a", 1, "light", accuracy=0.7, params=30, flops=4, search_s=3.0),
+        Row("b", 0, "light", accuracy=0.7, params=30, flops=4, search_s=None),
+    ]
+    assert [line["search_s"] for line in summary(rows)] == [3.0, None]
