@@ -10,6 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluation.bounded import MOST_LOG_BYTES, parse_json, read_bounded
+
+ADDED = ("time_s", "epoch", "seconds", "wall_s")
+LARGEST = 2.0**63
+
 
 @dataclass(frozen=True)
 class MetricsLog:
@@ -26,15 +31,24 @@ class MetricsLog:
             file.write((json.dumps(event) + "\n").encode())
 
 
+def _is_sound(event: dict[str, Any]) -> bool:
+    """Tell whether what every event has, and what is added up, is of the right type."""
+    words = (event.get("stage"), event.get("task"))
+    numbers = [event[name] for name in ADDED if name in event]
+    return all(isinstance(word, str) for word in words) and all(
+        isinstance(number, int | float) and abs(number) < LARGEST for number in numbers
+    )
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the events of a log, passing over lines that a kill cut short."""
+    """Return the events of a log, passing over lines that a kill cut short or that are none of ours."""
     events = []
     if path.exists():
-        for line in path.read_bytes().splitlines():
+        for line in read_bounded(path, MOST_LOG_BYTES).splitlines():
             try:
-                event = json.loads(line)
+                event = parse_json(line)
             except ValueError:
                 continue
-            if isinstance(event, dict):
+            if isinstance(event, dict) and _is_sound(event):
                 events.append(event)
     return events

@@ -78,9 +78,19 @@ class Box:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Box":
-        """Rebuild from the fields as JSON holds them."""
-        lists = {name: tuple(data[name]) for name in ("least", "reference", "costs")}
-        return cls(worst_error=float(data["worst_error"]), **lists)
+        """Rebuild from the fields as JSON holds them.
+
+        Raises:
+            ValueError: If they are those of no box.
+        """
+        least, reference = (tuple(map(float, data[name])) for name in ("least", "reference"))
+        box = cls(float(data["worst_error"]), least, reference, tuple(data["costs"]))
+        named = len(box.costs) > 0 and set(box.costs) <= set(COST_NAMES)
+        if not named or not len(box.costs) == len(least) == len(reference):
+            raise ValueError(f"a box has a least and a reference value for each cost, got {box}")
+        if not all(0 < x < math.inf for x in (box.worst_error, *least, *reference)):
+            raise ValueError(f"a box has positive sizes, got {box}")
+        return box
 
     def describe(self) -> str:
         """Say in a sentence where the reference point lies."""

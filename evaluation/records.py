@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
+from evaluation.bounded import MOST_JSON_BYTES, MOST_LOG_BYTES, parse_json, read_bounded
 from evaluation.errors import InputError
 
 CostName = Literal["params", "flops", "bits", "latency_ms"]
+LARGEST_COUNT = 2**63
 COST_NAMES: tuple[str, ...] = get_args(CostName)  # what `Cost.count` knows
 
 
@@ -134,14 +136,18 @@ class ModelRecord:
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a model record: {error}") from error
         cost = record.cost
-        counts = (cost.params, cost.flops, cost.bit_ops, cost.bit_params, *record.genome)
-        if not isinstance(record.id, str) or not all(isinstance(count, int) for count in counts):
-            raise ValueError(f"not a model record: id {record.id!r}, counts {counts}")
+        sizes = (cost.params, cost.flops, cost.bit_ops, cost.bit_params)
+        counts = (*sizes, *record.genome, record.seed, *record.seeds)
+        good = all(type(count) is int and 0 <= count < LARGEST_COUNT for count in counts)
+        texts = (record.id, *record.blocks, record.failure or "")
+        if not good or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"not a model record: {str(data)[:200]}")
         latency = cost.latency_ms
         measured = isinstance(latency, float | int) and 0 < latency < math.inf
         if latency is not None and not measured:
             raise ValueError(f"not a model record: latency_ms {latency!r}")
-        accuracies = [a for a in (record.valid_accuracy, *record.test_accuracy) if a is not None]
+        valid = () if record.valid_accuracy is None else (record.valid_accuracy,)
+        accuracies = (*valid, *record.test_accuracy)
         if not all(isinstance(a, float | int) and 0 <= a <= 1 for a in accuracies):
             raise ValueError(f"accuracies are fractions in [0, 1], got {accuracies}")
         if record.genome and record.valid_accuracy is None and record.failure is None:
@@ -166,11 +172,11 @@ class Archive:
         self._size = 0  # bytes of whole lines
         if not path.exists():
             return
-        text = path.read_bytes()
+        text = read_bounded(path, MOST_LOG_BYTES)
         complete = text[: text.rfind(b"\n") + 1]
         for number, line in enumerate(complete.splitlines(), start=1):
             try:
-                record = ModelRecord.from_json(json.loads(line))
+                record = ModelRecord.from_json(parse_json(line))
             except ValueError as error:
                 raise InputError(
                     f"{path}: line {number} is damaged ({error}); "
@@ -267,6 +273,6 @@ def read_json(path: Path) -> Any:
         InputError: If it is missing, unreadable or not JSON.
     """
     try:
-        return json.loads(path.read_text())
+        return parse_json(read_bounded(path, MOST_JSON_BYTES))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: expected a readable JSON file: {error}") from error
