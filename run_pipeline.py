@@ -25,7 +25,7 @@ from configs import FOLDER
 from configs.experiment import Config
 from evaluation.choice import Wishes, choose
 from evaluation.data import Dataset, worker_dataset
-from evaluation.errors import InputError
+from evaluation.errors import InputError, printable
 from evaluation.latency import DeviceLatencies
 from evaluation.measurement import Measurements
 from evaluation.parallel import ONE_WORKER, Workers
@@ -443,10 +443,10 @@ def _guarded(command: Callable[..., int]) -> Callable[..., None]:
         try:
             status = command(*args, **kwargs)
         except torch.OutOfMemoryError as error:
-            print(f"error: {error}; lower batch_size or channels", file=sys.stderr)
+            print(f"error: {printable(str(error))}; lower batch_size or channels", file=sys.stderr)
             status = BAD_INPUT
         except (InputError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
             status = BAD_INPUT
         except KeyboardInterrupt:
             print("interrupted; the same command continues the run", file=sys.stderr)

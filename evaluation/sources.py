@@ -252,11 +252,20 @@ def _list_classes(folder: Path) -> dict[str, list[Path]]:
     """Return the files of each class, hidden ones left out, in the order of their names."""
     classes = {}
     for entry in sorted(folder.glob("[!.]*")):
+        _check_name(entry)
         require(entry.is_dir(), f"{entry}: expected nothing but class folders here, got a file")
         classes[entry.name] = sorted(entry.glob("[!.]*"))
         require(len(classes[entry.name]) > 0, f"{entry}: expected images of this class, got none")
     require(len(classes) > 1, f"{folder}: expected 2 or more class folders, got {[*classes]}")
     return classes
+
+
+def _check_name(path: Path) -> None:
+    """Refuse a name whose bytes are no text: it could be neither printed nor written as JSON."""
+    try:
+        path.name.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{path.parent}: the name {path.name!a} is not UTF-8") from error
 
 
 def read_image(path: Path, size: tuple[int, int], mode: str = "RGB") -> Pixels:
