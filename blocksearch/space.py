@@ -1,7 +1,6 @@
 """SearchSpace, Edge and Cell (a genotype): plain, validated data; canonical id; JSON; no torch."""
 
 import hashlib
-import json
 import random
 from dataclasses import dataclass
 from itertools import permutations

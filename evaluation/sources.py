@@ -168,7 +168,8 @@ def _read_torchvision(config: DataConfig) -> Source:
 def _read_npz(config: DataConfig) -> Source:
     """MedMNIST's layout: `train_images`, `train_labels`; perhaps `val_*`, `test_*`, class names."""
     path = Path(config.root or "").expanduser()
-    require(zipfile.is_zipfile(path), f"data.root={config.root}: expected an undamaged .npz file")
+    undamaged = path.is_file() and zipfile.is_zipfile(path)
+    require(undamaged, f"data.root={config.root}: expected an undamaged .npz file")
     arrays: dict[str, NDArray[Any]] = {}
     key = "list of keys"
     try:

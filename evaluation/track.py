@@ -10,7 +10,6 @@ parent process follows these files, so that no worker knows of a tracker. The ta
   validation accuracy and its costs.
 """
 
-import json
 import math
 import os
 import re

@@ -29,8 +29,8 @@ from evaluation.errors import InputError
 from evaluation.latency import DeviceLatencies
 from evaluation.measurement import Measurements
 from evaluation.onnx_files import onnx_session
-from evaluation.paretoblocks_latency import FORMAT
 from evaluation.pareto import Box
+from evaluation.paretoblocks_latency import FORMAT
 from evaluation.preprocessing import Preprocessing
 from evaluation.records import Archive, Cost, Measured, ModelRecord, write_json
 from evaluation.retrain import _read_result as read_seed
@@ -40,9 +40,9 @@ from evaluation.training import seeded_model
 from evaluation.weights import save_weights
 from netsearch.genome import GenomeSpace, NetworkSpec, Stage
 from netsearch.latency import LatencyTable
+from netsearch.members import Members
 from netsearch.saved import Description, load_network
 from netsearch.search import Outcome, Ranking
-from netsearch.members import Members
 from netsearch.shared_weights import SharedWeights
 
 CELL = SearchSpace(LIGHT_OPS, nodes=2)
@@ -358,7 +358,9 @@ def _damaged(draw: st.DrawFn, valid: bytes) -> bytes:
                 data[place:place] = data[place : place + length] * draw(st.integers(1, 20))
             case "number":  # a length or an offset of a binary format
                 chosen = draw(st.sampled_from((0, 1, 255, 2**31 - 1, 2**32 - 1)))
-                data[place : place + 4] = chosen.to_bytes(4, draw(st.sampled_from(("big", "little"))))
+                data[place : place + 4] = chosen.to_bytes(
+                    4, draw(st.sampled_from(("big", "little")))
+                )
             case _:
                 del data[place:]
     return bytes(data)

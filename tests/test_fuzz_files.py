@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from fuzzing import RECORD, TARGETS, bombs, inputs, quickstart
 from hypothesis import HealthCheck, given, settings
 
 import evaluation.sources
@@ -18,7 +19,6 @@ from evaluation.bounded import DEEPEST, parse_json, parse_yaml
 from evaluation.errors import InputError
 from evaluation.records import Archive, read_json
 from evaluation.sources import DataConfig, read_source
-from fuzzing import RECORD, TARGETS, bombs, inputs, quickstart
 
 EXAMPLES = int(os.environ.get("PARETOBLOCKS_FUZZ_EXAMPLES", "60"))  # for each kind of file
 EASY = settings(

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import yaml
+from fuzzing import changed, names_a_key, places, quickstart, text_of, values
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -18,7 +19,6 @@ from evaluation.pareto import Budgets
 from evaluation.records import Cost, ModelRecord
 from evaluation.run_folder import RunFolder
 from evaluation.tables import amount
-from fuzzing import changed, names_a_key, places, quickstart, text_of, values
 from netsearch.genome import GenomeSpace, NetworkSpec
 from run_pipeline import Pipeline
 

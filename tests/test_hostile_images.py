@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 import evaluation.sources
 from evaluation.errors import InputError, printable
-from evaluation.preprocessing import Preprocessing
 from evaluation.prediction import Prediction, prediction_table
+from evaluation.preprocessing import Preprocessing
 from evaluation.sources import DataConfig, read_image, read_source
 from run_pipeline import app
 
@@ -118,7 +118,9 @@ def bomb(width, height):
     """Return a PNG of a few bytes that declares a huge picture."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     data = zlib.compress(bytes(1000))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("side", [9000, 12_000, 60_000, 2**31 - 1])
