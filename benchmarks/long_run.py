@@ -137,7 +137,8 @@ def main(
             f"{name:10}{row['evaluations']:7} evaluations, {row['search_s']:7.1f} s; per 1,000: "
             f"memory {memory['slope']:+.2f} MiB [{memory['low']:+.2f}, {memory['high']:+.2f}] of "
             f"{memory['mean']:.0f}; generation {ms['slope']:+.2f} ms [{ms['low']:+.2f}, "
-            f"{ms['high']:+.2f}] of {ms['mean']:.1f}; archive read in {row['archive_read_s']:.2f} s",
+            f"{ms['high']:+.2f}] of {ms['mean']:.1f}; "
+            f"archive read in {row['archive_read_s']:.2f} s",
             flush=True,
         )
     if as_json:

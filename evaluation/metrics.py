@@ -41,7 +41,7 @@ def _is_sound(event: dict[str, Any]) -> bool:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the events of a log, passing over lines that a kill cut short or that are none of ours."""
+    """Return the events of a log, passing over lines cut short by a kill and lines of no event."""
     events = []
     if path.exists():
         for line in read_bounded(path, MOST_LOG_BYTES).splitlines():

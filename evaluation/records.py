@@ -139,7 +139,7 @@ class ModelRecord:
         sizes = (cost.params, cost.flops, cost.bit_ops, cost.bit_params)
         counts = (*sizes, *record.genome, record.seed, *record.seeds)
         good = all(type(count) is int and 0 <= count < LARGEST_COUNT for count in counts)
-        texts = (record.id, *record.blocks, record.failure or "")
+        texts = (record.id, *record.blocks, "" if record.failure is None else record.failure)
         if not good or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"not a model record: {str(data)[:200]}")
         latency = cost.latency_ms

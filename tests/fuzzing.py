@@ -220,13 +220,16 @@ def read_outcome(path: Path) -> None:
 
 def write_library(path: Path) -> None:
     """Write a library of two blocks."""
-    found = [FoundCell(cell, kind, "darts-s0", 0.5) for kind, cell in zip(KINDS, CELLS.values())]
+    found = [
+        FoundCell(cell, kind, "darts-s0", 0.5)
+        for kind, cell in zip(KINDS, CELLS.values(), strict=True)
+    ]
     BlockLibrary.from_found(found, (8, 8)).save(path)
 
 
 def write_found(path: Path) -> None:
     """Write what a block search leaves."""
-    cells = {kind: cell.to_json() for kind, cell in zip(KINDS, CELLS.values())}
+    cells = {kind: cell.to_json() for kind, cell in zip(KINDS, CELLS.values(), strict=True)}
     write_json(path, {"search": "darts-s0", "candidates": [{"cells": cells, "score": 0.5}]})
 
 

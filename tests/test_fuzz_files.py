@@ -20,7 +20,7 @@ from evaluation.errors import InputError
 from evaluation.records import Archive, read_json
 from evaluation.sources import DataConfig, read_source
 
-EXAMPLES = int(os.environ.get("PARETOBLOCKS_FUZZ_EXAMPLES", "60"))  # for each kind of file
+EXAMPLES = int(os.environ.get("PARETOBLOCKS_FUZZ_EXAMPLES", "40"))  # for each kind of file
 EASY = settings(
     max_examples=EXAMPLES,
     derandomize=True,  # the same inputs in every run

@@ -227,7 +227,8 @@ DRY = {  # key -> values that are in range, whatever comes of them together
 }
 
 
-@settings(EASY, max_examples=6)
+@pytest.mark.slow
+@settings(EASY, max_examples=20)
 @given(st.fixed_dictionaries({}, optional=DRY))
 def test_a_valid_config_runs_a_dry_step_or_names_the_key(tmp_path_factory, changes):
     folder = tmp_path_factory.mktemp("dry")
