@@ -35,7 +35,7 @@ def non_dominated(points: NDArray[np.float64]) -> NDArray[np.bool_]:
     Returns:
         Mask (N,).
     """
-    kept = ~np.any(np.isnan(points), axis=1)
+    kept: NDArray[np.bool_] = ~np.any(np.isnan(points), axis=1)
     for first in range(0, len(points), AT_ONCE):
         part = points[None, first : first + AT_ONCE]
         no_worse = np.all(points[:, None] <= part, axis=2)  # (N, part): row against column

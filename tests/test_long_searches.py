@@ -39,7 +39,7 @@ def told(order, failed=()):
 def test_the_front_of_a_history_is_that_of_all_it_was_told_after_every_batch():
     generator = np.random.default_rng(0)
     genomes = genomes_of(SPACE)
-    order = [genomes[index] for index in generator.permutation(len(genomes))]
+    order = [genomes[index] for index in generator.permutation(len(genomes))[:120]]
     failed = {*order[:9], *order[20::13]}
     for history in told(order, failed):
         points = np.column_stack([history.errors, history.costs])
@@ -52,7 +52,8 @@ def test_the_front_of_a_history_is_that_of_all_it_was_told_after_every_batch():
 def test_a_model_learns_from_everything_until_it_is_too_much(monkeypatch):
     monkeypatch.setattr(netsearch.engine, "MOST_LEARNT", 100)
     monkeypatch.setattr(netsearch.engine, "LEARNT_LATER", 40)
-    order = [genomes_of(SPACE)[i] for i in np.random.default_rng(1).permutation(300)]
+    genomes = genomes_of(SPACE)
+    order = [genomes[index] for index in np.random.default_rng(1).permutation(300)]
     for history in told(order):
         learnt, front = history.learnt().tolist(), history.front_indices().tolist()
         assert learnt == sorted(set(learnt))
