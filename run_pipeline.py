@@ -27,7 +27,7 @@ from configs import FOLDER
 from configs.experiment import Config
 from evaluation.choice import Wishes, choose
 from evaluation.data import Dataset, worker_dataset
-from evaluation.errors import InputError, reason_of
+from evaluation.errors import InputError, printable, reason_of
 from evaluation.latency import DeviceLatencies
 from evaluation.measurement import Measurements
 from evaluation.memory import out_of_memory
@@ -486,7 +486,7 @@ def _guarded(command: Callable[..., int]) -> Callable[..., None]:
             message, status = "interrupted; the same command continues the run", INTERRUPTED
         else:
             raise typer.Exit(status)
-        print(message, file=sys.stderr)
+        print(printable(message), file=sys.stderr)
         raise typer.Exit(status)
 
     return guarded

@@ -1,7 +1,6 @@
 """Block and BlockLibrary: the unique, measured cells from which stage two chooses."""
 
 import functools
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,8 +84,10 @@ class Block:
                 float(data["score"]),
                 tuple(str(search) for search in data["searches"]),
             )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"not a block: {json.dumps(data, default=str)[:200]}") from error
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(f"not a block: {str(data)[:200]}") from error
+        if min(cost.params, cost.flops) < 0 or not 0 <= block.score <= 1:
+            raise ValueError(f"block {block.name}: its costs or score are out of range")
         if data.get("id") != cell.id or block.kind not in KINDS:
             raise ValueError(f"block {block.name}: its id or kind does not fit its cell")
         return block

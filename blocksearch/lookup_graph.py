@@ -127,5 +127,5 @@ class LookupGraph:
         try:
             points = {key: tuple(map(float, data[key])) for key in ("search_budgets", "costs")}
             return cls(str(data["dataset"]), str(data["metric"]), **points)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(f"{path}: not a look-up graph: {error}") from error

@@ -370,6 +370,6 @@ def _read_result(path: Path) -> SearchResult:
             )
             for one in result["candidates"]
         ]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{path}: damaged ({error}); delete it to search again") from error
     return SearchResult(tuple(candidates))

@@ -1,7 +1,6 @@
 """SearchSpace, Edge and Cell (a genotype): plain, validated data; canonical id; JSON; no torch."""
 
 import hashlib
-import json
 import random
 from dataclasses import dataclass
 from itertools import permutations
@@ -9,6 +8,8 @@ from typing import Any, Literal, Self
 
 NORMAL, REDUCTION = "normal", "reduction"
 KINDS = (NORMAL, REDUCTION)
+MOST_NODES = 8  # of a cell in a file; 8! orders are hashed in about a second
+MOST_EDGES = 16  # of a node, likewise
 Output = Literal["concat", "last"]
 
 
@@ -98,9 +99,28 @@ class Cell:
             output, one_bit = data.get("output", "concat"), data.get("one_bit", False)
             if output not in ("concat", "last") or not isinstance(one_bit, bool):
                 raise ValueError("unknown output or one_bit")
-            return cls(nodes, int(data["inputs"]), output, one_bit)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"not a cell: {json.dumps(data, default=str)[:200]}") from error
+            cell = cls(nodes, int(data["inputs"]), output, one_bit)
+            cell._check_size()
+            return cell
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise ValueError(f"not a cell: {str(data)[:200]} ({error})") from error
+
+    def _check_size(self) -> None:
+        """Accept what could be built in a moment: the id looks at every order of the nodes.
+
+        Raises:
+            ValueError: If there are too many nodes, inputs or edges, or an edge reads what is not
+                before it.
+        """
+        if not 1 <= len(self.nodes) <= MOST_NODES or not 1 <= self.inputs <= MOST_NODES:
+            raise ValueError(f"expected 1 to {MOST_NODES} nodes and inputs")
+        for number, node in enumerate(self.nodes):
+            if len(node) > MOST_EDGES:
+                raise ValueError(f"expected at most {MOST_EDGES} edges of a node")
+            if any(not 0 <= edge.source < self.inputs + number for edge in node):
+                raise ValueError(f"node {number} reads what does not come before it")
+        if not any(self.nodes):
+            raise ValueError("expected an edge")
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from evaluation.bounded import MOST_CONFIG_BYTES, parse_yaml, read_bounded
 from evaluation.errors import InputError
 
 FOLDER = Path(__file__).parent
@@ -29,8 +28,10 @@ def read_config(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
     if not path.exists() and path.parent in (Path(), Path("configs")):
         path = FOLDER / path.name if (FOLDER / path.name).exists() else path
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_bounded(path, MOST_CONFIG_BYTES).decode()
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # the latter: no text, or a path of no file
         names = ", ".join(sorted(p.name for p in FOLDER.glob("*.yaml")))
         raise InputError(f"{path}: expected a config file; there are {names} ({error})") from error
     data = _parse(text, str(path))
@@ -55,6 +56,6 @@ def _apply(data: dict[str, Any], change: str) -> None:
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # an impossible date is the latter
-        raise InputError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
+        return parse_yaml(text)
+    except ValueError as error:
+        raise InputError(f"{where}: not YAML: {error}") from error

@@ -9,6 +9,7 @@ import io
 import pickle
 import struct
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from evaluation.bounded import check_file
 from evaluation.errors import InputError, reason_of
 from evaluation.records import write_atomic
 
@@ -31,8 +33,12 @@ NO_STATE = (  # what torch and the parts raise on what is no state of theirs
     TypeError,
     LookupError,
     AttributeError,
+    AssertionError,
+    ArithmeticError,
+    MemoryError,
     pickle.UnpicklingError,
     struct.error,
+    zlib.error,
 )
 
 State = dict[str, Any]
@@ -168,6 +174,7 @@ class Checkpoint:
         self.before.unlink(missing_ok=True)
 
     def _read(self, path: Path) -> State:
+        check_file(path)
         file = io.BytesIO(path.read_bytes())
         if file.read(len(FORMAT)) != FORMAT:
             raise ValueError("it does not begin as a checkpoint does")

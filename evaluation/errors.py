@@ -26,6 +26,16 @@ def reason_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}"[:LONGEST_REASON]
 
 
+def printable(text: str) -> str:
+    """Return text whose control characters are written out: a terminal would obey them.
+
+    Names and values in messages may come from strangers. Line ends and tabs stay.
+    """
+    return "".join(
+        one if one.isprintable() or one in "\n\t\xa0" else ascii(one)[1:-1] for one in text
+    )
+
+
 def not_installed(extra: str, needed_for: str) -> InputError:
     """Return the error for a package of one of our extras that is not there."""
     return InputError(

@@ -52,10 +52,10 @@ class Latency:
         """
         try:
             latency = cls(float(data["median_ms"]), float(data["spread_ms"]))
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"not a latency: {data!r}") from error
+        except (KeyError, TypeError, OverflowError) as error:
+            raise ValueError(f"not a latency: {str(data)[:200]}") from error
         if not (0 < latency.median_ms < math.inf and 0 <= latency.spread_ms < math.inf):
-            raise ValueError(f"expected milliseconds above 0, got {data!r}")
+            raise ValueError(f"expected milliseconds above 0, got {str(data)[:200]}")
         return latency
 
 
@@ -88,7 +88,7 @@ class DeviceLatencies:
             words = {name: str(data[name]) for name in ("device", "runtime")}
             counts = {name: int(data[name]) for name in ("threads", "batch")}
             files = {str(name): Latency.from_json(one) for name, one in data["files"].items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(f"{path}: damaged latency JSON: {error!r}") from error
         if not files:
             raise InputError(f"{path}: damaged latency JSON: it has no file")

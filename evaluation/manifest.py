@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from evaluation.bounded import parse_json
 from evaluation.errors import InputError
 
 MANIFEST = "run.manifest.jsonl"
@@ -185,10 +186,7 @@ def unsealed(line: bytes, salt: str | None) -> dict[str, Any]:
     body = line[: found.start()] + b"}" if found else line
     if salt is not None and (found is None or found[1].decode() != _digest(body, salt)):
         raise ValueError("its check does not fit: changed, or of another file")
-    try:
-        data = json.loads(body)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+    data = parse_json(body)
     if not isinstance(data, dict):
         raise ValueError(f"expected an object, got {type(data).__name__}")
     return data

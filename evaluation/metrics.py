@@ -11,8 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluation.bounded import MOST_LOG_BYTES, read_bounded
 from evaluation.errors import naming
 from evaluation.manifest import salt_of, sealed, unsealed
+
+ADDED = ("time_s", "epoch", "seconds", "wall_s")
+LARGEST = 2.0**63
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,17 @@ class MetricsLog:
             file.write(sealed(event, salt_of(self.path)) + b"\n")
 
 
+def _is_sound(event: dict[str, Any]) -> bool:
+    """Tell whether what every event has, and what is added up, is of the right type."""
+    words = (event.get("stage"), event.get("task"))
+    numbers = [event[name] for name in ADDED if name in event]
+    return all(isinstance(word, str) for word in words) and all(
+        isinstance(number, int | float) and abs(number) < LARGEST for number in numbers
+    )
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the events of a log, passing over lines that a kill cut short, and damaged ones."""
+    """Return the events of a log, passing over lines cut short by a kill, and damaged ones."""
     return [event for event in _events(path) if event is not None]
 
 
@@ -42,9 +55,13 @@ def damaged_lines(path: Path) -> int:
 
 def _events(path: Path) -> Iterator[dict[str, Any] | None]:
     """Yield the events of a log, None for a line that is none."""
+    if not path.exists():
+        return
     salt = salt_of(path)
-    for line in path.read_bytes().splitlines() if path.exists() else ():
+    for line in read_bounded(path, MOST_LOG_BYTES).splitlines():
         try:
-            yield unsealed(line, salt)
+            event = unsealed(line, salt)
         except ValueError:
             yield None
+        else:
+            yield event if _is_sound(event) else None

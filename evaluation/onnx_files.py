@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from evaluation.bounded import check_file
 from evaluation.errors import InputError, not_installed
 from evaluation.records import write_atomic
 
@@ -102,16 +103,20 @@ def onnx_session(path: Path, threads: int = 1) -> Any:
         from onnxruntime.capi import onnxruntime_pybind11_state as state
     except ImportError as error:
         raise not_installed("onnx", "reading an ONNX file") from error
+    if path.exists():
+        check_file(path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3  # errors only
     unreadable = (
+        state.EPFail,
         state.Fail,
         state.InvalidArgument,
         state.InvalidGraph,
         state.InvalidProtobuf,
         state.NoSuchFile,
         state.NotImplemented,
+        state.RuntimeException,
     )
     try:
         return onnxruntime.InferenceSession(

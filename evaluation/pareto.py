@@ -11,6 +11,8 @@ from pymoo.indicators.hv import HV
 
 from evaluation.records import COST_NAMES, Cost, ModelRecord
 
+AT_ONCE = 500  # points compared with all others: the memory is that of so many rows
+
 
 def objectives(record: ModelRecord, costs: Sequence[str] = ("params",)) -> tuple[float, ...]:
     """Return (validation error in [0, 1], then the named costs, see `Cost.count`).
@@ -33,11 +35,14 @@ def non_dominated(points: NDArray[np.float64]) -> NDArray[np.bool_]:
     Returns:
         Mask (N,).
     """
-    finite = ~np.any(np.isnan(points), axis=1)
-    no_worse = np.all(points[:, None] <= points[None], axis=2)  # (N, N): row against column
-    better = np.any(points[:, None] < points[None], axis=2)
-    dominated = np.any(no_worse & better, axis=0)  # no comparison with a NaN holds
-    return np.asarray(finite & ~dominated)
+    kept: NDArray[np.bool_] = ~np.any(np.isnan(points), axis=1)
+    for first in range(0, len(points), AT_ONCE):
+        part = points[None, first : first + AT_ONCE]
+        no_worse = np.all(points[:, None] <= part, axis=2)  # (N, part): row against column
+        better = np.any(points[:, None] < part, axis=2)
+        # No comparison with a NaN holds.
+        kept[first : first + AT_ONCE] &= ~np.any(no_worse & better, axis=0)
+    return kept
 
 
 def pareto_set(
@@ -78,9 +83,19 @@ class Box:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Box":
-        """Rebuild from the fields as JSON holds them."""
-        lists = {name: tuple(data[name]) for name in ("least", "reference", "costs")}
-        return cls(worst_error=float(data["worst_error"]), **lists)
+        """Rebuild from the fields as JSON holds them.
+
+        Raises:
+            ValueError: If they are those of no box.
+        """
+        least, reference = (tuple(map(float, data[name])) for name in ("least", "reference"))
+        box = cls(float(data["worst_error"]), least, reference, tuple(data["costs"]))
+        named = len(box.costs) > 0 and set(box.costs) <= set(COST_NAMES)
+        if not named or not len(box.costs) == len(least) == len(reference):
+            raise ValueError(f"a box has a least and a reference value for each cost, got {box}")
+        if not all(0 < x < math.inf for x in (box.worst_error, *least, *reference)):
+            raise ValueError(f"a box has positive sizes, got {box}")
+        return box
 
     def describe(self) -> str:
         """Say in a sentence where the reference point lies."""
@@ -109,10 +124,17 @@ class Box:
     def growth(self, records: Sequence[ModelRecord]) -> tuple[float, ...]:
         """Return the hypervolume after each of the records, in their order."""
         front: list[ModelRecord] = []
-        shares = []
+        points = np.zeros((0, 1 + len(self.costs)))
+        shares: list[float] = []
         for record in records:
-            front = pareto_set([*front, record], self.costs)
-            shares.append(self.hypervolume(front))
+            if record.valid_accuracy is not None:
+                point = np.array(objectives(record, self.costs))
+                if not np.any(np.all(points <= point, axis=1)):  # else nothing is gained
+                    front = pareto_set([*front, record], self.costs)
+                    points = np.array([objectives(one, self.costs) for one in front])
+                    shares.append(self.hypervolume(front))
+                    continue
+            shares.append(shares[-1] if shares else 0.0)
         return tuple(shares)
 
 

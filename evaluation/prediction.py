@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from evaluation.errors import printable
 from evaluation.preprocessing import Preprocessing
 
 
@@ -64,5 +65,6 @@ def prediction_table(predictions: Sequence[Prediction]) -> Table:
     for one in predictions:
         pairs = zip(one.classes, one.probabilities, strict=True)
         said = ", ".join(f"{name} {share:.3f}" for name, share in pairs)
-        table.add_row(Text(one.image), Text(said))  # names are text, never markup
+        # Names are text: neither markup nor orders to the terminal.
+        table.add_row(Text(printable(one.image)), Text(printable(said)))
     return table

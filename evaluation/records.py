@@ -11,10 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
+from evaluation.bounded import MOST_JSON_BYTES, MOST_LOG_BYTES, parse_json, read_bounded
 from evaluation.errors import InputError, naming
 from evaluation.manifest import check, checked_name, enlist, salt_of, sealed, unsealed
 
 CostName = Literal["params", "flops", "bits", "latency_ms"]
+LARGEST_COUNT = 2**63
 COST_NAMES: tuple[str, ...] = get_args(CostName)  # what `Cost.count` knows
 
 
@@ -138,9 +140,11 @@ class ModelRecord:
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a model record: {error}") from error
         cost = record.cost
-        counts = (cost.params, cost.flops, cost.bit_ops, cost.bit_params, *record.genome)
-        if not all(isinstance(count, int) for count in (*counts, record.seed, *record.seeds)):
-            raise ValueError(f"not a model record: counts {counts}, seeds {record.seeds}")
+        sizes = (cost.params, cost.flops, cost.bit_ops, cost.bit_params)
+        counts = (*sizes, *record.genome, record.seed, *record.seeds)
+        good = all(type(count) is int and 0 <= count < LARGEST_COUNT for count in counts)
+        if not good or not isinstance(record.failure, str | None):
+            raise ValueError(f"not a model record: {str(data)[:200]}")
         try:
             for name in (record.id, *record.blocks):
                 checked_name(name)
@@ -150,7 +154,8 @@ class ModelRecord:
         measured = isinstance(latency, float | int) and 0 < latency < math.inf
         if latency is not None and not measured:
             raise ValueError(f"not a model record: latency_ms {latency!r}")
-        accuracies = [a for a in (record.valid_accuracy, *record.test_accuracy) if a is not None]
+        valid = () if record.valid_accuracy is None else (record.valid_accuracy,)
+        accuracies = (*valid, *record.test_accuracy)
         if not all(isinstance(a, float | int) and 0 <= a <= 1 for a in accuracies):
             raise ValueError(f"accuracies are fractions in [0, 1], got {accuracies}")
         if record.genome and record.valid_accuracy is None and record.failure is None:
@@ -179,7 +184,7 @@ class Archive:
         self._size = 0  # bytes of whole lines
         if not path.exists():
             return
-        text = path.read_bytes()
+        text = read_bounded(path, MOST_LOG_BYTES)
         complete = text[: text.rfind(b"\n") + 1]
         for number, line in enumerate(complete.splitlines(), start=1):
             try:
@@ -317,8 +322,8 @@ def read_json(path: Path, *, listed: bool = True) -> Any:
     try:
         if listed:
             check(path)
-        return json.loads(path.read_text())
+        return parse_json(read_bounded(path, MOST_JSON_BYTES))
     except InputError:
         raise
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: expected a readable JSON file: {error}") from error

@@ -166,6 +166,9 @@ def retrain(
 
 def _read_result(path: Path) -> float:
     try:
-        return float(read_json(path)["test_accuracy"])
-    except (KeyError, TypeError, ValueError) as error:
+        accuracy = float(read_json(path)["test_accuracy"])
+        if not 0 <= accuracy <= 1:
+            raise ValueError(f"an accuracy is a fraction in [0, 1], got {accuracy}")
+        return accuracy
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{path}: damaged ({error!r}); delete it to retrain") from error

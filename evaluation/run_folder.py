@@ -12,12 +12,13 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from evaluation.bounded import MOST_CONFIG_BYTES, parse_yaml, read_bounded
 from evaluation.errors import InputError
 from evaluation.manifest import (
     MANIFEST,
@@ -74,6 +75,23 @@ class Facts:
     fingerprint: str
     device: str
     versions: dict[str, str]
+
+    @classmethod
+    def from_json(cls, data: Any) -> Self:
+        """Rebuild from its fields.
+
+        Raises:
+            ValueError: If one is missing, unknown or of another type.
+        """
+        try:
+            facts = cls(**data)
+            words = [facts.name, facts.data, facts.fingerprint, facts.device]
+            words += [*facts.versions.values()]
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"not the facts of a run: {error}") from error
+        if not all(isinstance(word, str) for word in words):
+            raise ValueError("the facts of a run are strings")
+        return facts
 
 
 @dataclass(frozen=True)
@@ -192,8 +210,8 @@ class RunFolder:
             )
         check(self.config)
         try:
-            return Facts(**read_json(self.facts))
-        except TypeError as error:
+            return Facts.from_json(read_json(self.facts))
+        except ValueError as error:
             raise InputError(f"{self.facts}: damaged: {error}") from error
 
     def claim(
@@ -232,8 +250,8 @@ class RunFolder:
         self._check_files()
         before = self.read_facts()
         try:
-            theirs = yaml.safe_load(self.config.read_text())
-        except (yaml.YAMLError, ValueError) as error:
+            theirs = parse_yaml(read_bounded(self.config, MOST_CONFIG_BYTES).decode())
+        except ValueError as error:
             raise InputError(f"{self.config}: damaged: {error}") from error
         if isinstance(theirs, dict):
             theirs[WORKERS] = config.get(WORKERS)  # not compared

@@ -1,5 +1,8 @@
 """Where images come from: scikit-learn's digits, torchvision's sets, .npz files, folders."""
 
+import lzma
+import struct
+import tokenize
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -14,13 +17,48 @@ from pydantic import BaseModel, Field
 from sklearn.datasets import load_digits
 
 from evaluation.errors import InputError
+from evaluation.memory import available_bytes
 
 MIN_SIDE_PX = 4
 DEFAULT_ROOT = "~/.cache/paretoblocks"
 TRAIN, VALID, TEST = range(3)
 PARTS = {"train": TRAIN, "val": VALID, "test": TEST}  # their names in .npz files and folders
-BAD_IMAGE = (OSError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError)
-BAD_NPZ = (OSError, RuntimeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+BAD_IMAGE = (  # what Pillow's readers raise on damaged files
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,  # where warnings are errors
+)
+# Not all that Pillow knows: for EPS it starts another program, and others are seldom tested.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+MOST_PIXELS = 80_000_000  # below Pillow's own limit, where it only warns
+BAD_NPZ = (
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
 
 Name = Literal["digits", "cifar10", "cifar100", "fashion_mnist", "mnist", "npz", "folder"]
 Integers = NDArray[np.int64]
@@ -130,13 +168,17 @@ def _read_torchvision(config: DataConfig) -> Source:
 def _read_npz(config: DataConfig) -> Source:
     """MedMNIST's layout: `train_images`, `train_labels`; perhaps `val_*`, `test_*`, class names."""
     path = Path(config.root or "").expanduser()
-    require(zipfile.is_zipfile(path), f"data.root={config.root}: expected an undamaged .npz file")
+    undamaged = path.is_file() and zipfile.is_zipfile(path)
+    require(undamaged, f"data.root={config.root}: expected an undamaged .npz file")
     arrays: dict[str, NDArray[Any]] = {}
     key = "list of keys"
     try:
+        _check_npz(path)
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             for key in archive.files:
-                arrays[key] = archive[key]
+                arrays[key] = np.asarray(archive[key])  # a member that is no array comes as bytes
+    except InputError:
+        raise
     except BAD_NPZ as error:
         raise InputError(f"{path}, {key}: cannot be read: {error}") from error
     found = {"train", *(key.partition("_")[0] for key in arrays)}
@@ -146,6 +188,19 @@ def _read_npz(config: DataConfig) -> Source:
     labels = np.unique(np.concatenate([labels for _, labels in parts.values()]))
     class_names = arrays.get("class_names", np.arange(len(labels)))
     return _join(parts, tuple(map(str, class_names.flatten())))
+
+
+def _check_npz(path: Path) -> None:
+    """Refuse an archive whose members are declared larger than the memory that is free.
+
+    The first bytes of a member are believed by NumPy only as far as the archive's own sizes go.
+    """
+    with zipfile.ZipFile(path) as archive:
+        declared = sum(member.file_size for member in archive.infolist())
+    require(
+        declared <= (free := available_bytes("cpu")),
+        f"{path}: its arrays are declared as {declared:,} bytes, {free:,} are free",
+    )
 
 
 def _npz_part(arrays: dict[str, NDArray[Any]], name: str, path: Path) -> tuple[Pixels, Integers]:
@@ -198,11 +253,20 @@ def _list_classes(folder: Path) -> dict[str, list[Path]]:
     """Return the files of each class, hidden ones left out, in the order of their names."""
     classes = {}
     for entry in sorted(folder.glob("[!.]*")):
+        _check_name(entry)
         require(entry.is_dir(), f"{entry}: expected nothing but class folders here, got a file")
         classes[entry.name] = sorted(entry.glob("[!.]*"))
         require(len(classes[entry.name]) > 0, f"{entry}: expected images of this class, got none")
     require(len(classes) > 1, f"{folder}: expected 2 or more class folders, got {[*classes]}")
     return classes
+
+
+def _check_name(path: Path) -> None:
+    """Refuse a name whose bytes are no text: it could be neither printed nor written as JSON."""
+    try:
+        path.name.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{path.parent}: the name {path.name!a} is not UTF-8") from error
 
 
 def read_image(path: Path, size: tuple[int, int], mode: str = "RGB") -> Pixels:
@@ -220,14 +284,23 @@ def read_image(path: Path, size: tuple[int, int], mode: str = "RGB") -> Pixels:
         InputError: If it is no undamaged image, or too small; names the file.
     """
     try:
-        with Image.open(path) as stored:
+        require(path.is_file(), f"{path}: expected an image, got no file")  # a pipe would wait
+        with Image.open(path, formats=FORMATS) as stored:
+            pixels_n = stored.width * stored.height
+            require(
+                pixels_n <= MOST_PIXELS,
+                f"{path}: expected at most {MOST_PIXELS:,} pixels, got {pixels_n:,}",
+            )
             image = ImageOps.exif_transpose(stored)
+        require(image.mode != "F", f"{path}: expected integer pixels, got floating-point ones")
         if image.mode.startswith("I"):  # Pillow would clip its 16 bits
             image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
         if image.has_transparency_data:
             rgba = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba)
         image = image.convert("RGB")
+    except InputError:
+        raise
     except BAD_IMAGE as error:
         raise InputError(f"{path}: expected an undamaged image: {error}") from error
     width, height = image.size

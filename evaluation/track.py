@@ -10,7 +10,6 @@ parent process follows these files, so that no worker knows of a tracker. The ta
   validation accuracy and its costs.
 """
 
-import json
 import math
 import os
 import re
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from evaluation.bounded import parse_json
 from evaluation.errors import InputError, not_installed
 from evaluation.records import read_json, write_json
 
@@ -217,7 +217,7 @@ class _NewLines:
         self._offset += len(whole)
         for line in whole.splitlines():
             try:
-                data = json.loads(line)
+                data = parse_json(line)
             except ValueError:
                 continue
             if isinstance(data, dict):

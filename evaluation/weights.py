@@ -6,6 +6,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from evaluation.bounded import check_file
 from evaluation.errors import InputError
 from evaluation.records import write_listed
 
@@ -26,10 +27,12 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
         InputError: If the file is missing or damaged, or the description too long.
     """
     try:
+        check_file(path)
         with safe_open(path, framework="pt") as file:
             description = (file.metadata() or {}).get(KEY, "")
             if len(description) > LONGEST_DESCRIPTION:
                 raise InputError(f"{path}: its description has {len(description):,} characters")
+            # A header of a few bytes cannot ask for memory: tensors lie within the file.
             return {name: file.get_tensor(name) for name in file.keys()}, description
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: expected a safetensors file: {error}") from error

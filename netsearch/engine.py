@@ -13,6 +13,8 @@ from netsearch.genome import Floats, Genome
 from netsearch.problem import Problem
 
 SearchName = Literal["random", "nsga2", "surrogate", "smem", "halving"]
+MOST_LEARNT = 1000  # networks that a model is fitted to: its time grows with their cube
+LEARNT_LATER = 400  # of which it is fitted to those that matter most, once there are more
 WHOLE = 1e-9  # a sum of fidelities counts as whole within this
 
 
@@ -113,6 +115,7 @@ class History:
         self.errors: Floats = np.zeros(0)
         self.failed: NDArray[np.bool_] = np.zeros(0, dtype=bool)
         self._ids: set[str] = set()
+        self._front: NDArray[np.int64] = np.zeros(0, dtype=np.int64)  # indices, in order of arrival
 
     def __len__(self) -> int:
         return len(self.genomes)
@@ -126,6 +129,9 @@ class History:
         worst = known[~self.failed].max(initial=0.0) if not self.failed.all() else 1.0
         self.errors = np.where(self.failed, worst, known)
         self._ids.update(map(self.problem.id, genomes))
+        first = len(self.genomes) - len(genomes)
+        told = np.arange(first, len(self.genomes))
+        self._front = self._non_dominated(np.append(self._front, told[~self.failed[first:]]))
 
     def new(self, genomes: Sequence[Genome]) -> list[Genome]:
         """Return those that are allowed and were never told, equal networks once."""
@@ -138,8 +144,29 @@ class History:
 
     def front(self) -> list[Genome]:
         """Return the non-dominated genomes; all of them while every one has failed."""
-        if self.failed.all():
-            return self.genomes
-        points = np.column_stack([self.errors, self.costs])[~self.failed]
-        alive = np.flatnonzero(~self.failed)
-        return [self.genomes[index] for index in alive[non_dominated(points)]]
+        return [self.genomes[index] for index in self.front_indices()]
+
+    def front_indices(self) -> NDArray[np.int64]:
+        """Return where the genomes of `front` are, in order of arrival."""
+        return np.arange(len(self)) if self.failed.all() else self._front
+
+    def learnt(self) -> NDArray[np.int64]:
+        """Return from which genomes a model learns: all, up to `MOST_LEARNT` of them.
+
+        Of more, so that a generation takes no longer than those before it, `LEARNT_LATER`: the
+        front, and the latest of the others, which are what lies around it. Of a front that would
+        fill more than half of them as many are taken, spread evenly over the first cost.
+        """
+        if len(self) <= MOST_LEARNT:
+            return np.arange(len(self))
+        front = self.front_indices()
+        if len(front) > LEARNT_LATER // 2:
+            ordered = front[np.argsort(self.costs[front, 0], kind="stable")]
+            front = ordered[np.linspace(0, len(ordered) - 1, LEARNT_LATER // 2).astype(np.int64)]
+        recent = np.arange(len(self) - LEARNT_LATER, len(self))
+        others = np.setdiff1d(recent, front)
+        return np.sort(np.append(front, others[len(others) - LEARNT_LATER + len(front) :]))
+
+    def _non_dominated(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        points = np.column_stack([self.errors[indices], self.costs[indices]])
+        return indices[non_dominated(points)]

@@ -80,7 +80,7 @@ class NetworkSpec:
                 for one in data["stages"]
             )
             spec = cls(stages, tuple(str(name) for name in data["reductions"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"not a network: {str(data)[:200]}") from error
         sizes = [size for stage in stages for size in (stage.repeats, stage.channels)]
         if not stages or min(sizes) < 1 or len(spec.reductions) != len(stages) - 1:

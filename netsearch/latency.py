@@ -224,7 +224,7 @@ class LatencyTable:
             parts_ms = {str(name): float(ms) for name, ms in data["parts_ms"].items()}
             channels, height, width = (int(size) for size in data["image_shape"])
             facts, classes = dict(data["facts"]), int(data["classes"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(f"not a latency table: {error!r}") from error
         wrong = {name: ms for name, ms in parts_ms.items() if not 0 < ms < math.inf}
         if wrong or not parts_ms:

@@ -10,6 +10,7 @@ import torch
 
 from blocksearch.space import Cell
 from blocksearch.stack import CellNetwork, Stack
+from evaluation.bounded import parse_json
 from evaluation.errors import InputError
 from evaluation.preprocessing import Preprocessing
 from evaluation.records import ModelRecord
@@ -20,6 +21,7 @@ from netsearch.network import builder
 
 RETRAINED = "retrained"  # the folder of the members in a run
 
+BAD_NETWORK = (ValueError, RuntimeError, LookupError, TypeError, ArithmeticError)
 MOST_CELLS = 10_000  # that a file from a stranger may ask for
 
 
@@ -42,6 +44,15 @@ class Description:
         shape, classes = self.preprocessing.image_shape, len(self.preprocessing.class_names)
         return builder(self.spec, self.cells, shape, classes)
 
+    def check_depth(self, tensors: int) -> None:
+        """Refuse more cells than the file has tensors: each has some, and takes time to build.
+
+        Raises:
+            ValueError: If there are more.
+        """
+        if (depth := sum(stage.repeats for stage in self.spec.stages)) > tensors:
+            raise ValueError(f"the network has {depth:,} cells, the file {tensors:,} tensors")
+
     def to_text(self) -> str:
         """Return it as a line of JSON; equal networks give equal lines."""
         data = {
@@ -59,7 +70,7 @@ class Description:
             ValueError: If the text has another form, or the network is absurdly large.
         """
         try:
-            data: Any = json.loads(text)
+            data: Any = parse_json(text.encode())
             spec = NetworkSpec.from_json(data["spec"])
             cells = {str(name): Cell.from_json(cell) for name, cell in data["cells"].items()}
             preprocessing = Preprocessing.from_json(data["preprocessing"])
@@ -95,10 +106,15 @@ def load_network(path: Path) -> tuple[CellNetwork, Preprocessing]:
     state, text = read_weights(path)
     try:
         description = Description.from_text(text)
+        description.check_depth(len(state))
         with torch.device("meta"):  # nothing is allocated before the shapes are known to fit
             network = description.builder()()
+        own = network.state_dict()
         network.load_state_dict(state, assign=True)
-    except (ValueError, RuntimeError, KeyError) as error:
+        other = [name for name, tensor in state.items() if tensor.dtype != own[name].dtype]
+        if other:
+            raise ValueError(f"tensors of another type: {', '.join(other[:3])}")
+    except BAD_NETWORK as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{path}: expected weights with their network: {reason}") from error
     network.eval().to(memory_format=torch.channels_last)

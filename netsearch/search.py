@@ -14,7 +14,7 @@ from blocksearch.space import NORMAL, REDUCTION, SearchSpace
 from evaluation.errors import InputError
 from evaluation.latency import DeviceLatencies
 from evaluation.parallel import Workers, run_tasks
-from evaluation.pareto import Box, Budgets, pareto_set, spread
+from evaluation.pareto import Box, Budgets, objectives, pareto_set, spread
 from evaluation.records import COST_NAMES, Archive, CostName, ModelRecord
 from evaluation.training import TrainConfig, TrainingContext
 from netsearch.engine import Batch, SearchConfig, run_search
@@ -168,9 +168,15 @@ class Outcome:
             hypervolume = {str(name): float(share) for name, share in data["hypervolume"].items()}
             front = tuple(ModelRecord.from_json(record) for record in data["front"])
             ranking = Ranking(**data["ranking"]) if data.get("ranking") else None
-            return cls(Box.from_json(data["box"]), hypervolume, front, ranking)
-        except (KeyError, TypeError, AttributeError) as error:
+            outcome = cls(Box.from_json(data["box"]), hypervolume, front, ranking)
+            for record in front:
+                objectives(record, outcome.box.costs)  # each has an accuracy and those costs
+            sound = all(0 <= share <= 1.000001 for share in hypervolume.values())
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"not the outcome of a network search: {error!r}") from error
+        if not sound:
+            raise ValueError("not the outcome of a network search: shares lie in [0, 1]")
+        return outcome
 
 
 @dataclass

@@ -32,6 +32,7 @@ from torch.func import functional_call
 from blocksearch.cells import DiscreteCell
 from blocksearch.space import Cell
 from blocksearch.stack import STEM_MULTIPLIER, CellNetwork, PlacedCell, Stack
+from evaluation.bounded import check_file, parse_json
 from evaluation.errors import InputError
 from evaluation.manifest import check
 from evaluation.records import write_listed
@@ -200,8 +201,9 @@ class SharedWeights:
         """
         check(path)
         try:
+            check_file(path)
             with safe_open(path, "pt") as file:
-                about = json.loads(file.metadata()["shared_weights"])
+                about = parse_json((file.metadata() or {})["shared_weights"].encode())
                 fields = about["space"]
                 space = GenomeSpace(
                     int(fields["stages"]),
@@ -226,6 +228,8 @@ class SharedWeights:
             TypeError,
             RuntimeError,
             AttributeError,
+            ArithmeticError,
+            MemoryError,
         ) as error:
             raise InputError(f"{path}: expected a file of shared weights, got {error}") from error
         return shared

@@ -1,6 +1,7 @@
 """Evolution with a model: children and neighbours of the front, chosen by expected hypervolume.
 
-After a first population the errors told so far are regressed on the genomes. Candidates are varied
+After a first population the errors told so far (of more than a thousand those on the front and the
+latest, see `History.learnt`) are regressed on the genomes. Candidates are varied
 from the front as NSGA-II varies its parents; evaluated are those from which the front is expected
 to gain most. The costs of a candidate are exact and known at once, so that only its error is in
 doubt, and the expected gain of hypervolume is an expected improvement (Jones et al., 1998,
@@ -69,10 +70,13 @@ class Surrogate:
     def _choose(self, candidates: Sequence[Genome], count: int) -> list[int]:
         history, problem = self.history, self.problem
         values = np.log(np.maximum(history.errors, LEAST_ERROR))
-        model = MODELS[self.config.model](problem.features(history.genomes), values)
+        learnt = history.learnt()
+        features = problem.features([history.genomes[index] for index in learnt])
+        model = MODELS[self.config.model](features, values[learnt])
         mean, std = model(problem.features(candidates))
-        keeps = within(history.costs, self.budgets)
-        best = np.where(keeps, values, values.max()).min(axis=1)
+        front = history.front_indices()  # the best within a budget is on the front
+        keeps = within(history.costs[front], self.budgets)
+        best = np.where(keeps, values[front], values.max()).min(axis=1)
         return choose(mean, std, within(problem.costs(candidates), self.budgets), best, count)
 
 

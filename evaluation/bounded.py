@@ -1,0 +1,143 @@
+"""Files from strangers: opened if they are files, read if they are small, parsed if not too deep.
+
+Whatever a run reads may come from somebody else. JSON, YAML and the sizes that other formats
+declare are therefore checked here before anything is allocated for them.
+"""
+
+import json
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evaluation.errors import InputError
+
+MOST_JSON_BYTES = 64 * 2**20
+MOST_LOG_BYTES = 2**30  # an archive of 10,000 networks has about 4 MB
+MOST_CONFIG_BYTES = 100_000
+MOST_CONFIG_VALUES = 20_000  # with what its aliases repeat
+DEEPEST = 64  # tables and lists within one another; ours have at most 7
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|\\U0000[dD][89a-fA-F]")
+INTEGER, MOST_DIGITS = "tag:yaml.org,2002:int", 100
+BAD_YAML = (  # impossible dates, empty numbers and the like are not YAMLError
+    yaml.YAMLError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    OverflowError,
+    RecursionError,
+)
+
+
+def check_file(path: Path) -> None:
+    """Refuse what is there and no file: a pipe or a device could be waited for without end.
+
+    Raises:
+        OSError: If there is nothing.
+        InputError: If it is something else than a file or a folder.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a folder has its own error
+        raise InputError(f"{path}: expected a file, got a pipe, a device or a socket")
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """Read a whole file of at most `most` bytes.
+
+    Raises:
+        OSError: If there is none, or it cannot be read.
+        InputError: If it is larger, or no file.
+    """
+    check_file(path)
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise InputError(f"{path}: expected at most {most:,} bytes, got more")
+    return data
+
+
+def parse_json(text: bytes) -> Any:
+    """Parse JSON in UTF-8.
+
+    Raises:
+        ValueError: If it is none, nests deeper than `DEEPEST`, or holds a string that no encoding
+            has (half of a surrogate pair).
+    """
+    try:
+        data = json.loads(text.decode())
+    except RecursionError as error:
+        raise ValueError(f"it nests deeper than {DEEPEST} levels") from error
+    if text.count(b"[") + text.count(b"{") > DEEPEST and _is_deep(data):
+        raise ValueError(f"it nests deeper than {DEEPEST} levels")
+    if b"\\u" in text and SURROGATE.search(text.decode()):
+        json.dumps(data, ensure_ascii=False).encode()
+    return data
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse YAML in which aliases repeat no more than a config could need.
+
+    Raises:
+        ValueError: If it is none, nests too deep, or its aliases expand without bound.
+    """
+    if SURROGATE.search(text):  # YAML knows no pairs of them
+        raise ValueError("no text has a surrogate")
+    if _brackets(text) > DEEPEST:  # PyYAML takes a time that is quadratic in them
+        raise ValueError(f"it nests deeper than {DEEPEST} levels")
+    loader = None
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if (count := _expanded(node)) > MOST_CONFIG_VALUES:
+            raise ValueError(f"expected at most {MOST_CONFIG_VALUES:,} values, got {count:,}")
+        return loader.construct_document(node)
+    except BAD_YAML as error:
+        raise ValueError(" ".join(str(error).split())[:500] or type(error).__name__) from error
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _brackets(text: str) -> int:
+    """Return the most brackets open at once, those in strings and comments included."""
+    level = deepest = 0
+    for found in re.finditer(r"[\[\]{}]", text):
+        level = level + 1 if found[0] in "[{" else max(0, level - 1)
+        deepest = max(deepest, level)
+    return deepest
+
+
+def _is_deep(data: Any) -> bool:
+    level = [data]
+    for _ in range(DEEPEST):
+        inner = [one.values() if isinstance(one, dict) else one for one in level]
+        level = [value for values in inner for value in values if isinstance(value, dict | list)]
+        if not level:
+            return False
+    return True
+
+
+def _expanded(top: yaml.Node) -> int:
+    """Count the values of a document, one that aliases repeat as often as they do."""
+    counts: dict[int, int] = {}
+    open_nodes: set[int] = set()
+
+    def count(node: yaml.Node, depth: int) -> int:
+        if depth > DEEPEST or id(node) in open_nodes:
+            raise ValueError(f"it nests deeper than {DEEPEST} levels, or in itself")
+        if node.tag == INTEGER and len(node.value) > MOST_DIGITS:
+            raise ValueError(f"a number has {len(node.value):,} digits")
+        if id(node) not in counts:
+            open_nodes.add(id(node))
+            inner = node.value if isinstance(node, yaml.CollectionNode) else []
+            flat = [one for pair in inner for one in (pair if isinstance(pair, tuple) else (pair,))]
+            counts[id(node)] = 1 + sum(count(one, depth + 1) for one in flat)
+            open_nodes.discard(id(node))
+        return counts[id(node)]
+
+    return count(top, 0)

@@ -1,0 +1,463 @@
+"""What is fuzzed: a valid file of every kind that we read, what reads it, and how it is mutated."""
+
+import io
+import json
+import random
+import re
+import struct
+import zipfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from hypothesis import strategies as st
+from PIL import Image
+
+from blocksearch.library import BlockLibrary, FoundCell
+from blocksearch.lookup_graph import LookupGraph
+from blocksearch.ops import LIGHT_OPS
+from blocksearch.search import _read_result as read_blocks
+from blocksearch.space import KINDS, SearchSpace
+from configs import FOLDER
+from configs.experiment import Config
+from evaluation.checkpoint import load_checkpoint, save_checkpoint
+from evaluation.errors import InputError
+from evaluation.latency import DeviceLatencies
+from evaluation.measurement import Measurements
+from evaluation.onnx_files import onnx_session
+from evaluation.pareto import Box
+from evaluation.paretoblocks_latency import FORMAT
+from evaluation.preprocessing import Preprocessing
+from evaluation.records import Archive, Cost, Measured, ModelRecord, write_json
+from evaluation.retrain import _read_result as read_seed
+from evaluation.run_folder import Facts, RunFolder
+from evaluation.sources import DataConfig, read_image, read_source
+from evaluation.training import seeded_model
+from evaluation.weights import save_weights
+from netsearch.genome import GenomeSpace, NetworkSpec, Stage
+from netsearch.latency import LatencyTable
+from netsearch.members import Members
+from netsearch.saved import Description, load_network
+from netsearch.search import Outcome, Ranking
+from netsearch.shared_weights import SharedWeights
+
+CELL = SearchSpace(LIGHT_OPS, nodes=2)
+CELLS = {name: CELL.random_cell(random.Random(seed)) for seed, name in enumerate(("n0", "r0"))}
+INPUTS = Preprocessing((3, 8, 8), (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), ("cat", "dog"))
+SPEC = NetworkSpec((Stage("n0", 1, 4), Stage("n0", 1, 4)), ("r0",))
+COST = Cost(1234, 56789, 1.5, 12, 34)
+RECORD = ModelRecord("0123456789", (0, 1, 2), ("n0", "r0"), COST, 0, 0.75, (0.5, 0.625), (0, 1))
+FACTS = Facts("run", "digits", "00ff", "CPU", {"torch": "2"})
+DEEP, DIGITS = "@deep@", "@digits@"  # what JSON itself would not write
+JUNK: tuple[Any, ...] = (
+    None, True, -1, 0, 1, 64, 10**6, 2**31, 2**63, -(2**63), 10**400, 0.5, 1e308, -1e308,
+    float("nan"), float("inf"), "", "x", "x" * 5000, "\ud800", "\x00", "\x1b[31m[red]", "../../x",
+    "1" * 5000, [], {}, [[]], [None], {"": None}, [0] * 300, DEEP, DIGITS,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of file.
+
+    Attributes:
+        file: Its name.
+        write: Writes a valid one.
+        read: Reads one, and uses what it read as its callers do.
+        form: Which mutations fit: `json`, `lines` of it, `yaml`, `safetensors`, `zip` or `bytes`.
+        errors: What `read` may raise.
+    """
+
+    file: str
+    write: Callable[[Path], object]
+    read: Callable[[Path], object]
+    form: str = "bytes"
+    errors: tuple[type[Exception], ...] = (InputError,)
+
+    def valid(self, folder: Path) -> bytes:
+        """Return the bytes of a valid file, which must be readable."""
+        path = folder / self.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.write(path)
+        self.read(path)
+        return path.read_bytes()
+
+    def check(self, path: Path, data: bytes) -> bool:
+        """Read the data; tell whether it was accepted. Any error that is not ours comes out."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        try:
+            self.read(path)
+        except self.errors as error:
+            str(error).encode()  # it can be printed
+            return False
+        return True
+
+
+def picture(form: str, mode: str = "RGB") -> Callable[[Path], None]:
+    """Return what writes a picture in a format of Pillow."""
+
+    def write(path: Path) -> None:
+        pixels = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
+        Image.fromarray(pixels).convert(mode).save(path, form)
+
+    return write
+
+
+def read_picture(path: Path) -> None:
+    """Read one as a folder of images is read."""
+    read_image(path, (8, 8))
+
+
+def write_npz(path: Path) -> None:
+    """Write a tiny set."""
+    images = np.zeros((12, 8, 8), np.uint8)
+    labels = np.arange(12) % 2
+    names = np.array(["cat", "dog"])
+    np.savez_compressed(path, train_images=images, train_labels=labels, class_names=names)
+
+
+def write_model(path: Path) -> None:
+    """Write the weights of a network with its description."""
+    one = Description(SPEC, CELLS, INPUTS)
+    save_weights(path, seeded_model(one.builder(), 0, "cpu"), one.to_text())
+
+
+def write_shared(path: Path) -> None:
+    """Write shared weights."""
+    space = GenomeSpace(2, (1,), (4,), ("n0",), ("r0",))
+    SharedWeights(space, CELLS, (1, 8, 8), 2).save(path)
+
+
+def write_onnx(path: Path) -> None:
+    """Write a small model, without the exporter: it takes seconds."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = numpy_helper.from_array(np.ones((3, 2), np.float32), "w")
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size])
+        for name, size in (("x", 3), ("y", 2))
+    ]
+    graph = helper.make_graph([node], "module", ends[:1], ends[1:], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    path.write_bytes(model.SerializeToString())
+
+
+def write_checkpoint(path: Path) -> None:
+    """Write what a training keeps, about."""
+    state = {"model": {"w": torch.ones(3, 2)}, "random": torch.get_rng_state()[:64], "epoch": 3}
+    save_checkpoint(path, state)
+
+
+def write_metrics(path: Path) -> None:
+    """Write an event log."""
+    events = [
+        {"stage": "blocks", "task": "a", "time_s": 1.5, "epoch": 0, "loss": 0.5},
+        {"stage": "blocks", "task": "whole", "time_s": 2.5, "wall_s": 0.5, "seconds": 2.0},
+    ]
+    path.write_text("".join(json.dumps(event) + "\n" for event in events))
+
+
+def read_metrics(path: Path) -> None:
+    """Use an event log as the report and the progress do."""
+    folder = RunFolder(path.parent)
+    folder.epochs_done("blocks")
+    folder.seconds("blocks")
+
+
+def write_archive(path: Path) -> None:
+    """Write an archive of a good and of a failed network."""
+    archive = Archive(path)
+    archive.add(RECORD)
+    archive.add(ModelRecord("failed", (1, 1), ("n0",), Cost(1, 2), 0, failure="loss is nan"))
+
+
+def read_archive(path: Path) -> None:
+    """Read an archive and find its front."""
+    box = Box(0.9, (1.0,), (1e9,))
+    records = list(Archive(path))
+    box.hypervolume(records)
+    json.dumps([record.to_json() for record in records]).encode()
+
+
+def read_records(path: Path) -> None:
+    """Read what a retraining left, as the report does."""
+    for record in RunFolder(path.parents[2]).records("retrained"):
+        assert record.test_accuracy_mean is None or record.test_accuracy_mean <= 1
+
+
+def read_run(path: Path) -> None:
+    """Read what a run began with."""
+    folder = RunFolder(path.parent)
+    folder.config.write_text("{}")
+    facts = folder.read_facts()
+    facts.name.encode(), facts.data.encode(), facts.versions.get("torch")
+
+
+def read_claimed(path: Path) -> None:
+    """Claim a folder whose config is this file."""
+    folder = RunFolder(path.parent)
+    write_json(folder.facts, asdict(FACTS))
+    folder.claim(FACTS, quickstart(), lambda line: None)
+
+
+def quickstart() -> dict[str, Any]:
+    """Return a valid config as plain data."""
+    return Config.load(FOLDER / "quickstart.yaml").model_dump(mode="json")
+
+
+def read_outcome(path: Path) -> None:
+    """Read the front and say where its box lies."""
+    outcome = Members(RunFolder(path.parent), elsewhere=False).outcome
+    outcome.box.describe().encode()
+    outcome.box.hypervolume(outcome.front)
+
+
+def write_library(path: Path) -> None:
+    """Write a library of two blocks."""
+    found = [
+        FoundCell(cell, kind, "darts-s0", 0.5)
+        for kind, cell in zip(KINDS, CELLS.values(), strict=True)
+    ]
+    BlockLibrary.from_found(found, (8, 8)).save(path)
+
+
+def write_found(path: Path) -> None:
+    """Write what a block search leaves."""
+    cells = {kind: cell.to_json() for kind, cell in zip(KINDS, CELLS.values(), strict=True)}
+    write_json(path, {"search": "darts-s0", "candidates": [{"cells": cells, "score": 0.5}]})
+
+
+def read_found(path: Path) -> None:
+    """Read it, and hash the cells as the library does."""
+    for cells, _ in read_blocks(path).candidates:
+        for cell in cells.values():
+            cell.id.encode()
+
+
+OUTCOME = Outcome(Box(0.9, (100.0,), (1e5,)), {"random search": 0.5}, (RECORD,), Ranking(0.5, 4))
+MEASURED = Measurements("CPU", {"0123456789": Measured(1.5, 0.1, 1000)})
+TABLE = LatencyTable({"stem": 0.5, "classifier": 0.25}, (3, 8, 8), 2, {"device": "CPU"})
+ENTRY = {"file": "stem.onnx", "sha256": "00", "median_ms": 0.5, "spread_ms": 0.1, "runs": 7}
+LATENCIES = {
+    "format": FORMAT, "device": "CPU", "runtime": "onnxruntime 1", "provider": "CPU",
+    "threads": 1, "batch": 1, "warmup": 5, "files": {"stem": ENTRY},
+}  # fmt: skip
+GRAPH = LookupGraph("digits", "params", (1.0, 2.0, 3.0), (10.0, 20.0, 30.0))
+
+TARGETS: dict[str, Target] = {
+    "config": Target(
+        "own.yaml",
+        lambda path: path.write_text(yaml.safe_dump(quickstart())),
+        Config.load,
+        "yaml",
+    ),
+    "config of a run": Target(
+        "config.yaml",
+        lambda path: path.write_text(yaml.safe_dump(quickstart())),
+        read_claimed,
+        "yaml",
+    ),
+    "facts": Target("run.json", lambda path: write_json(path, asdict(FACTS)), read_run, "json"),
+    "archive": Target("archive.jsonl", write_archive, read_archive, "lines"),
+    "metrics": Target("metrics.jsonl", write_metrics, read_metrics, "lines"),
+    "block library": Target("blocks.json", write_library, BlockLibrary.load, "json"),
+    "found cells": Target("darts-s0.json", write_found, read_found, "json"),
+    "outcome": Target(
+        "pareto.json", lambda path: write_json(path, OUTCOME.to_json()), read_outcome, "json"
+    ),
+    "record": Target(
+        "run/retrained/0123456789/record.json",
+        lambda path: write_json(path, RECORD.to_json()),
+        read_records,
+        "json",
+    ),
+    "seed": Target(
+        "seed-0.json",
+        lambda path: write_json(path, {"seed": 0, "test_accuracy": 0.5}),
+        read_seed,
+        "json",
+    ),
+    "measured": Target("measured.json", MEASURED.save, Measurements.load, "json"),
+    "latency table": Target("latency.json", TABLE.save, LatencyTable.load, "json"),
+    "device latencies": Target(
+        "device.json",
+        lambda path: write_json(path, LATENCIES),
+        lambda path: DeviceLatencies.load(path).device.encode(),
+        "json",
+    ),
+    "look-up graph": Target("graph.json", GRAPH.save, LookupGraph.load, "json"),
+    "weights": Target("weights.safetensors", write_model, load_network, "safetensors"),
+    "shared weights": Target("shared.safetensors", write_shared, SharedWeights.load, "safetensors"),
+    "checkpoint": Target("seed-0.ckpt", write_checkpoint, load_checkpoint, "zip"),
+    "npz": Target(
+        "set.npz",
+        write_npz,
+        lambda path: read_source(DataConfig(name="npz", root=str(path))),
+        "zip",
+    ),
+    "onnx": Target("model.onnx", write_onnx, onnx_session),
+    **{
+        f"image {form} {mode}": Target(f"picture.{form.lower()}", picture(form, mode), read_picture)
+        for form, mode in (
+            ("PNG", "RGB"), ("PNG", "P"), ("PNG", "I;16"), ("JPEG", "RGB"), ("JPEG", "CMYK"),
+            ("GIF", "P"), ("BMP", "RGB"), ("TIFF", "RGB"), ("WEBP", "RGBA"), ("PPM", "RGB"),
+        )
+    },
+}  # fmt: skip
+
+
+def inputs(valid: bytes, form: str) -> st.SearchStrategy[bytes]:
+    """Return random bytes, and mutations of a valid file."""
+    kinds = [st.binary(max_size=300), _damaged(valid), _damaged(valid)]
+    if form == "json":
+        kinds += [_json(valid)] * 3
+    elif form == "lines":
+        kinds += [st.lists(_json(line), max_size=4).map(b"\n".join) for line in valid.splitlines()]
+        kinds += [kind.map(lambda line: line + b"\n" + valid) for kind in kinds[-2:]]
+    elif form == "yaml":
+        kinds += [_yaml(valid)] * 3 + [st.sampled_from([*bombs()])]
+    elif form == "safetensors":
+        kinds += [_header(valid)] * 3
+    elif form == "zip":
+        kinds += [_member(valid)] * 3
+    return st.one_of(kinds)
+
+
+def bombs() -> list[bytes]:
+    """Return YAML that a careless reader expands without end."""
+    laughs = "\n".join(f"a{i + 1}: &a{i + 1} [{f'*a{i}, ' * 9}*a{i}]" for i in range(30))
+    merges = "\n".join(f"a{i + 1}: &a{i + 1} {{<<: [*a{i}, *a{i}]}}" for i in range(30))
+    return [
+        f"a0: &a0 lol\n{laughs}\nseed: *a30\n".encode(),
+        f"a0: &a0 {{x: 1}}\n{merges}\n".encode(),
+        b"seed: &a [*a]\n", b"&a {*a : *a}\n", b"[" * 20_000, b"{a: " * 20_000, b"- " * 20_000,
+        b"seed: !!timestamp x\n", b"seed: !!bool x\n", b"seed: !!int ''\n", b"seed: 2026-99-99\n",
+        b"seed: !!python/object/apply:os.system [id]\n", b"? [a]\n: 1\n", b"seed: !!float _\n",
+        b"seed: " + b"9" * 5000, b"seed: 1\n" * 40_000, b"seed: 0x" + b"f" * 5000,
+    ]  # fmt: skip
+
+
+@st.composite
+def _damaged(draw: st.DrawFn, valid: bytes) -> bytes:
+    """Flip bits, cut, insert and repeat."""
+    data = bytearray(valid)
+    for _ in range(draw(st.integers(1, 4))):
+        place = draw(st.integers(0, max(0, len(data) - 1)))
+        length = draw(st.integers(1, 40))
+        match draw(st.sampled_from(("flip", "cut", "insert", "repeat", "end", "number"))):
+            case "flip" if data:
+                data[place] ^= 1 << draw(st.integers(0, 7))
+            case "cut":
+                del data[place : place + length]
+            case "insert":
+                data[place:place] = draw(st.binary(min_size=1, max_size=8))
+            case "repeat":
+                data[place:place] = data[place : place + length] * draw(st.integers(1, 20))
+            case "number":  # a length or an offset of a binary format
+                chosen = draw(st.sampled_from((0, 1, 255, 2**31 - 1, 2**32 - 1)))
+                data[place : place + 4] = chosen.to_bytes(
+                    4, draw(st.sampled_from(("big", "little")))
+                )
+            case _:
+                del data[place:]
+    return bytes(data)
+
+
+def places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the path of every value in JSON data."""
+    if not isinstance(data, dict | list):
+        return [path]
+    inner = data.items() if isinstance(data, dict) else enumerate(data)
+    return [path, *(one for key, value in inner for one in places(value, (*path, key)))]
+
+
+def changed(data: Any, path: tuple[Any, ...], how: str, value: Any) -> Any:
+    """Return a copy of JSON data in which one place was replaced, removed or doubled."""
+    if not path:
+        return value
+    data = json.loads(json.dumps(data))
+    inner = data
+    for key in path[:-1]:
+        inner = inner[key]
+    key = path[-1]
+    if how == "remove":
+        del inner[key]
+    elif how == "add" and isinstance(inner, dict):
+        inner["unknown"] = value
+    elif how == "add":
+        inner += [inner[key]] * 3
+    else:
+        inner[key] = value
+    return data
+
+
+@st.composite
+def values(draw: st.DrawFn, data: Any) -> Any:
+    """Return JSON data with up to three changes."""
+    for _ in range(draw(st.integers(1, 3))):
+        path = draw(st.sampled_from(places(data)))
+        how = draw(st.sampled_from(("replace", "replace", "replace", "remove", "add")))
+        value = draw(st.one_of(st.sampled_from(JUNK), st.integers(), st.floats(), st.text()))
+        data = changed(data, path, how, value)
+    return data
+
+
+def text_of(data: Any) -> str:
+    """Return JSON that may nest too deep and have too many digits."""
+    text = json.dumps(data).replace(f'"{DEEP}"', "[" * 50_000 + "]" * 50_000)
+    return text.replace(f'"{DIGITS}"', "9" * 5000)
+
+
+def _json(valid: bytes) -> st.SearchStrategy[bytes]:
+    return values(json.loads(valid)).map(lambda data: text_of(data).encode())
+
+
+def _yaml(valid: bytes) -> st.SearchStrategy[bytes]:
+    # JSON is YAML, but for what JSON has beyond it: NaN is a string there.
+    return values(yaml.safe_load(valid)).map(lambda data: text_of(data).encode())
+
+
+@st.composite
+def _header(draw: st.DrawFn, valid: bytes) -> bytes:
+    """Change the header of safetensors, or the JSON inside its metadata."""
+    (length,) = struct.unpack("<Q", valid[:8])
+    header, body = json.loads(valid[8 : 8 + length]), valid[8 + length :]
+    (key, about), *_ = header["__metadata__"].items()
+    if draw(st.booleans()):
+        header["__metadata__"][key] = text_of(draw(values(json.loads(about))))
+    else:
+        header = draw(values(header))
+    if draw(st.integers(0, 3)) == 0:
+        body = draw(_damaged(body))
+    text = text_of(header).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+@st.composite
+def _member(draw: st.DrawFn, valid: bytes) -> bytes:
+    """Damage one member of a zip file, and write it with a good checksum."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(valid)) as source, zipfile.ZipFile(made, "w") as target:
+        names = source.namelist()
+        chosen = draw(st.sampled_from(names))
+        way = draw(st.sampled_from(("damage", "damage", "remove", "rename", "double")))
+        for name in names:
+            data = source.read(name)
+            if name != chosen or way == "damage":
+                target.writestr(name, draw(_damaged(data)) if name == chosen else data)
+            elif way == "rename":
+                target.writestr(draw(st.sampled_from(("x", "../x", "/x", name[:-4]))), data)
+            elif way == "double":
+                target.writestr(name, data * 3)
+    return made.getvalue()
+
+
+def names_a_key(message: str, keys: set[str]) -> bool:
+    """Tell whether an error of a config names one of its keys."""
+    return any(re.search(rf"\b{re.escape(key)}\b", message) for key in keys)
