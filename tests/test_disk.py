@@ -234,9 +234,9 @@ def mounted(tmp_path):
 def test_a_real_disk_that_fills_up_ends_the_run_which_goes_on_when_there_is_room(
     mounted, unbroken, free_kib
 ):
-    disk = mounted("size=4m")
+    disk = mounted("size=32m")
     filler = disk / "filler"
-    filler.write_bytes(bytes((4096 - free_kib) << 10))
+    filler.write_bytes(bytes(((32 << 10) - free_kib) << 10))
     full = subprocess.run(command(disk / "run"), **CAPTURED)
     assert full.returncode == 2 and "Traceback" not in full.stderr, full.stderr
     assert re.search(rf"error: .*{NO_ROOM}: '{disk}/run", full.stderr.splitlines()[-1])
