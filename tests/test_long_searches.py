@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from analytic import SPACE, accuracy, every_record, genomes_of, problem_of
 
 import evaluation.pareto
 import netsearch.engine
-from analytic import SPACE, accuracy, every_record, genomes_of, problem_of
 from evaluation.pareto import Box, non_dominated, pareto_set
 from netsearch.engine import History
 
