@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from fuzzing import TARGETS, Target, inputs  # noqa: E402
+from fuzzing import TARGETS, Target  # noqa: E402
+from mutations import inputs  # noqa: E402
 
 KIB = 1024
 

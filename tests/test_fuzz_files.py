@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from fuzzing import RECORD, TARGETS, bombs, inputs, quickstart
+from fuzzing import RECORD, TARGETS, quickstart
 from hypothesis import HealthCheck, given, settings
+from mutations import bombs, inputs
 
 import evaluation.sources
 from configs import FOLDER, read_config

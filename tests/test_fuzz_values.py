@@ -5,9 +5,10 @@ import math
 
 import pytest
 import yaml
-from fuzzing import changed, names_a_key, places, quickstart, text_of, values
+from fuzzing import quickstart
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from mutations import changed, names_a_key, places, text_of, values
 from rich.console import Console
 
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS
