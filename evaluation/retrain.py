@@ -134,6 +134,7 @@ def retrain(
         if weights is not None:
             check(weights)
         return _read_result(result)
+    folder.mkdir(exist_ok=True)  # not those above: a run folder that has vanished stays away
     dataset = worker_dataset(context.data, context.data_seed, context.device)
     model = seeded_model(build, seed, context.device)
     log = MetricsLog(context.metrics, "retrain", f"{folder.name}/{seed}")

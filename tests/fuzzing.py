@@ -19,7 +19,7 @@ from blocksearch.search import _read_result as read_blocks
 from blocksearch.space import KINDS, SearchSpace
 from configs import FOLDER
 from configs.experiment import Config
-from evaluation.checkpoint import load_checkpoint, save_checkpoint
+from evaluation.checkpoint import Checkpoint, Position
 from evaluation.errors import InputError
 from evaluation.latency import DeviceLatencies
 from evaluation.measurement import Measurements
@@ -139,8 +139,14 @@ def write_onnx(path: Path) -> None:
 
 def write_checkpoint(path: Path) -> None:
     """Write what a training keeps, about."""
-    state = {"model": {"w": torch.ones(3, 2)}, "random": torch.get_rng_state()[:64], "epoch": 3}
-    save_checkpoint(path, state)
+    Checkpoint(path).save({"position": Position(3, 1, {"loss": [torch.ones(2)]})})
+
+
+def read_checkpoint(path: Path) -> Position:
+    """Read it back."""
+    position = Position()
+    Checkpoint(path).restore({"position": position})
+    return position
 
 
 def write_metrics(path: Path) -> None:
@@ -283,7 +289,7 @@ TARGETS: dict[str, Target] = {
     "look-up graph": Target("graph.json", GRAPH.save, LookupGraph.load, "json"),
     "weights": Target("weights.safetensors", write_model, load_network, "safetensors"),
     "shared weights": Target("shared.safetensors", write_shared, SharedWeights.load, "safetensors"),
-    "checkpoint": Target("seed-0.ckpt", write_checkpoint, load_checkpoint, "zip"),
+    "checkpoint": Target("seed-0.ckpt", write_checkpoint, read_checkpoint, "zip"),
     "npz": Target(
         "set.npz",
         write_npz,

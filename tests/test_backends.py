@@ -292,7 +292,8 @@ def test_a_cluster_offers_all_its_workers_unless_the_config_or_the_caller_asks_f
     backend, address = pair.workers.backend, pair.workers.address
     wait_until(lambda: WorkersConfig(backend=backend, address=address).resolve("cpu").count == 2)
     one = WorkersConfig(backend=backend, address=address, count=1)
-    assert one.resolve("cpu") == Workers(1, backend, address, "cpu")
+    expected = Workers(1, backend, address, "cpu", evaluation_minutes=one.evaluation_minutes)
+    assert one.resolve("cpu") == expected
     assert one.resolve("cpu", 5).count == 5
 
 

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from evaluation.errors import InputError
 from evaluation.metrics import MetricsLog, read_metrics
 from evaluation.records import Archive, Cost, ModelRecord, write_atomic
+from evaluation.run_folder import OWNER
 from run_pipeline import app
 
 CAPTURED = {"capture_output": True, "text": True, "timeout": 300}
@@ -70,7 +71,8 @@ def attempts_until_done(folder, writes, key):
     failed = []
 
     def is_full(path):
-        here = key(path, failed)
+        # Who holds the folder is told as far as there is room.
+        here = None if OWNER in path.name else key(path, failed)
         if here is not None:
             failed.append(here)
         return here is not None

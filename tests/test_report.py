@@ -211,6 +211,8 @@ def test_csv_puts_what_was_measured_before_the_estimate(html: Write, tmp_path: P
 
 
 def test_failed_networks_are_counted_but_never_drawn(tmp_path: Path):
+    for name in ("with", "without"):
+        (tmp_path / name).mkdir()
     write_report(REPORT, tmp_path / "without")
     page = write_report(
         replace(REPORT, archive=(*REPORT.archive, FAILED)), tmp_path / "with"
@@ -222,6 +224,8 @@ def test_failed_networks_are_counted_but_never_drawn(tmp_path: Path):
 
 
 def test_dominated_networks_are_drawn(tmp_path: Path):
+    for name in ("with", "without"):
+        (tmp_path / name).mkdir()
     write_report(REPORT, tmp_path / "with")
     write_report(replace(REPORT, archive=FRONT), tmp_path / "without")
     pictures = {(tmp_path / name / "pareto.png").read_bytes() for name in ("with", "without")}
@@ -279,6 +283,7 @@ def test_verdict_marks_wins_within_one_standard_deviation(html: Write):
 
 def test_equal_reports_give_equal_bytes(tmp_path: Path):
     for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
         write_report(REPORT, tmp_path / folder)
     for name in ("report.html", "pareto.csv", "pareto.png"):
         one, two = (tmp_path / folder / name for folder in ("one", "two"))
