@@ -22,6 +22,7 @@ from configs.experiment import Config
 from evaluation.checkpoint import Checkpoint, Position
 from evaluation.errors import InputError
 from evaluation.latency import DeviceLatencies
+from evaluation.manifest import digest_of, entry, first_line
 from evaluation.measurement import Measurements
 from evaluation.onnx_files import onnx_session
 from evaluation.pareto import Box
@@ -186,10 +187,18 @@ def read_records(path: Path) -> None:
         assert record.test_accuracy_mean is None or record.test_accuracy_mean <= 1
 
 
+def list_as_they_are(folder: RunFolder) -> None:
+    """Write a manifest of whatever is there, as a stranger would who wants it to be read."""
+    files = [path for path in (folder.config, folder.facts) if path.is_file()]
+    lines = [entry("run", path.name, digest_of(path)) for path in files]
+    folder.manifest.write_bytes(first_line("run") + b"".join(lines))
+
+
 def read_run(path: Path) -> None:
     """Read what a run began with."""
     folder = RunFolder(path.parent)
     folder.config.write_text("{}")
+    list_as_they_are(folder)
     facts = folder.read_facts()
     facts.name.encode(), facts.data.encode(), facts.versions.get("torch")
 
@@ -198,6 +207,7 @@ def read_claimed(path: Path) -> None:
     """Claim a folder whose config is this file."""
     folder = RunFolder(path.parent)
     write_json(folder.facts, asdict(FACTS))
+    list_as_they_are(folder)
     folder.claim(FACTS, quickstart(), lambda line: None)
 
 

@@ -138,15 +138,6 @@ def test_an_archive_line_with_an_absurd_value_is_refused_by_number(line, tmp_pat
         Archive(path)
 
 
-def test_an_archive_of_equal_ids_has_the_network_once_as_the_last_line_says(tmp_path):
-    path = tmp_path / "archive.jsonl"
-    Archive(path).add(RECORD)
-    line = path.read_text()
-    path.write_text(line + line.replace("0.75", "0.25"))
-    (record,) = Archive(path)
-    assert record.valid_accuracy == 0.25
-
-
 def test_a_zip_bomb_is_refused_by_its_declared_size(tmp_path, monkeypatch):
     path = tmp_path / "set.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
