@@ -45,7 +45,7 @@ def result(folder: Path) -> tuple[object, ...]:
         path.relative_to(folder): {k: v.tolist() for k, v in load_file(path).items()}
         for path in folder.rglob("*.safetensors")
     }
-    names = ["blocks.json", "pareto.json", *folder.glob("retrained/*/*.json")]
+    names = ["blocks.json", "pareto.json", *sorted(folder.glob("retrained/*/*.json"))]
     texts = [(folder / name).read_text() for name in names]
     return set((folder / "archive.jsonl").read_text().splitlines()), texts, weights
 
