@@ -9,6 +9,7 @@ A folder without a manifest is no run's: there nothing is listed and nothing is 
 accidents. They are no signatures: who can write the folder can write its manifest as well.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from evaluation.bounded import parse_json
-from evaluation.errors import InputError
+from evaluation.errors import InputError, naming
 
 MANIFEST = "run.manifest.jsonl"
 CHECK = re.compile(rb',"check":"([0-9a-f]{16})"\}$')  # the end of a line
@@ -109,9 +110,10 @@ def enlist(path: Path, digest: str) -> None:
     if manifest is None or digest in manifest.of(path):
         return
     line = entry(manifest.run, _name(path, manifest.folder), digest)
-    with (manifest.folder / MANIFEST).open("ab", buffering=0) as file:
+    listing = manifest.folder / MANIFEST
+    with naming(listing), listing.open("ab", buffering=0) as file:
         if file.write(line) != len(line):
-            raise OSError(f"{manifest.folder / MANIFEST}: could not be written, the disk is full")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(file.fileno())
 
 
