@@ -14,7 +14,6 @@ follow one another until there were enough kills. Reported are
 """
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -51,6 +50,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 STAGES = (("blocks.json", "blocks"), ("pareto.json", "networks"), ("measured.json", "retrain"))
 LONGEST_WAIT_S = 4.0  # until a kill, counted from the first sign of work
 PATIENCE_S = 10.0  # for a clean end
+EARLY = 0.1  # share of starts that are killed from their first moment on
 OF_PARENT = 0.7  # share of kills that hit the parent
 SAME_BYTES = ("blocks.json", "pareto.json", "retrained/*/*.json", "retrained/*/weights.*")
 SAME_BYTES += ("baselines/*/*/*.json", "baselines/*/*/weights.*")
@@ -144,8 +144,9 @@ def broken_run(folder: Path, draw: random.Random, report: Report) -> frozenset[s
             if run is not None and run.returncode == 0:
                 return frozenset(seen)
             run = subprocess.Popen(command(folder), stderr=subprocess.DEVNULL)
-            while run.poll() is None and not works(folder, run.pid):
-                time.sleep(0.02)
+            began_ns, early = time.time_ns(), draw.random() < EARLY
+            while not early and run.poll() is None and not works(folder, began_ns):
+                time.sleep(0.05)
         try:
             run.wait(timeout=draw.uniform(0, LONGEST_WAIT_S))
         except subprocess.TimeoutExpired:
@@ -153,13 +154,13 @@ def broken_run(folder: Path, draw: random.Random, report: Report) -> frozenset[s
             seen.update(*(lines(folder, name) for name in ARCHIVES))
 
 
-def works(folder: Path, pid: int) -> bool:
-    """Tell whether a process holds the folder of a run."""
-    lock = str((folder / ".lock").resolve())
+def works(folder: Path, since_ns: int) -> bool:
+    """Tell whether a file of a run was written since then, so that it got on."""
+    files = [path for path in folder.rglob("[!.]*") if path.is_file()]
     try:
-        return any(os.readlink(held) == lock for held in Path(f"/proc/{pid}/fd").iterdir())
-    except OSError:
-        return False  # it has ended, or closed a file just now
+        return any(path.stat().st_mtime_ns > since_ns for path in files)
+    except FileNotFoundError:
+        return True  # it has just removed one
 
 
 def main(

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from test_pipeline import ROOT, tiny
 
 from blocksearch.library import Block
 from evaluation.errors import InputError
@@ -23,7 +24,6 @@ from evaluation.records import Archive, Cost, ModelRecord, read_json, write_json
 from evaluation.run_folder import RunFolder
 from evaluation.weights import read_weights
 from run_pipeline import Pipeline
-from tests.test_pipeline import ROOT, tiny
 
 SMALL = (
     "data.max_train_images=100",
