@@ -306,11 +306,17 @@ class Pipeline:
             device=self.device,
             folder=self.folder.path / "blocks",
             metrics=self.folder.metrics,
+            checkpoint_s=self._checkpoint_s,
         )
 
     def _training(self, recipe: TrainConfig) -> TrainingContext:
         data, seed = self.config.data, self.config.seed
-        return TrainingContext(data, seed, recipe, self.device, self.folder.metrics)
+        metrics, every_s = self.folder.metrics, self._checkpoint_s
+        return TrainingContext(data, seed, recipe, self.device, metrics, every_s)
+
+    @property
+    def _checkpoint_s(self) -> float:
+        return 60 * self.workers.checkpoint_minutes
 
     def _check(self) -> None:
         """Find, before the folder is claimed, what would otherwise end the run later on."""

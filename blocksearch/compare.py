@@ -117,7 +117,12 @@ def compare(
     if supernet.space == nas_bench_201.SPACE:
         return _looked_up(rows)
     training = TrainingContext(
-        context.data, context.data_seed, retraining.train, context.device, context.metrics
+        context.data,
+        context.data_seed,
+        retraining.train,
+        context.device,
+        context.metrics,
+        context.checkpoint_s,
     )
     return _retrained(rows, supernet, retraining, training, out, workers)
 

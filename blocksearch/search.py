@@ -152,6 +152,7 @@ class SearchContext:
     device: str
     folder: Path
     metrics: Path
+    checkpoint_s: float | None = None  # see `Checkpoint`
 
 
 def build_supernet(
@@ -233,7 +234,9 @@ def run_search(one: Search, context: SearchContext) -> None:
     log = MetricsLog(context.metrics, "blocks", one.name)
     of = repr((one, config, context.stages, context.data.augment, dataset.fingerprint))
     saved = _checkpoint_path(context.folder, one)
-    checkpoint = Checkpoint(saved, of, say=lambda line: log.write(warning=line))
+    checkpoint = Checkpoint(
+        saved, of, every_s=context.checkpoint_s, say=lambda line: log.write(warning=line)
+    )
     began = epoch_began = time.perf_counter()
     cells: list[Cells] = []
 

@@ -22,7 +22,7 @@ from evaluation.bounded import check_file
 from evaluation.errors import InputError, reason_of
 from evaluation.records import write_atomic
 
-EVERY_S = 60.0  # what a kill may cost, beside the time that a checkpoint takes
+EVERY_S = 60.0  # default of what a kill may cost, beside the time that a checkpoint takes
 FORMAT = b"paretoblocks checkpoint 1\n"
 DIGEST_BYTES = hashlib.sha256().digest_size
 NO_STATE = (  # what torch and the parts raise on what is no state of theirs
@@ -107,6 +107,7 @@ class Checkpoint:
         path: Path,
         of: str = "",
         *,
+        every_s: float | None = None,
         say: Callable[[str], None] = lambda line: None,
         clock: Callable[[], float] = time.monotonic,
     ):
@@ -115,6 +116,7 @@ class Checkpoint:
         Args:
             path: Of the newest.
             of: What the training is, as a text; a checkpoint of another one is refused.
+            every_s: Seconds after which one is due; None: a minute.
             say: Told in a line when the newest is damaged and the one before is used.
             clock: Seconds from some point in time on.
         """
@@ -122,6 +124,7 @@ class Checkpoint:
         self.before = path.with_name(f"{path.name}.old")
         self.restored = False
         self._of = hashlib.sha256(of.encode()).hexdigest()
+        self._every_s = EVERY_S if every_s is None else every_s
         self._say = say
         self._clock = clock
         self._last_s = clock()
@@ -155,7 +158,7 @@ class Checkpoint:
 
     def due(self) -> bool:
         """Tell whether the last checkpoint is long enough ago; asks nothing of the device."""
-        return self._clock() - self._last_s >= EVERY_S
+        return self._clock() - self._last_s >= self._every_s
 
     def save(self, parts: Mapping[str, Stateful]) -> None:
         """Write the state of the parts; a kill leaves at least one whole file at every moment."""

@@ -42,6 +42,7 @@ class Workers:
         device: `cpu` or `cuda`; with `cuda` each worker has one GPU.
         memory_mib: Most MiB of private memory of a worker, on Linux; None: no limit.
         evaluation_minutes: Most minutes of one evaluation of a network; None: no limit.
+        checkpoint_minutes: Between two checkpoints inside an epoch.
     """
 
     count: int = 1
@@ -50,6 +51,7 @@ class Workers:
     device: str = "cpu"
     memory_mib: int | None = None
     evaluation_minutes: float | None = None
+    checkpoint_minutes: float = 1.0
 
     def __str__(self) -> str:
         """Say how many and where, for people."""
@@ -86,6 +88,7 @@ class WorkersConfig(BaseModel):
         memory_mib: See `Workers`.
         evaluation_minutes: See `Workers`; by default far beyond a short training, since it is there
             to end what hangs.
+        checkpoint_minutes: See `Workers`; what a kill may cost, beside an epoch's end.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -95,6 +98,7 @@ class WorkersConfig(BaseModel):
     count: int | None = Field(default=None, ge=1)
     memory_mib: int | None = Field(default=None, ge=1)
     evaluation_minutes: float | None = Field(default=60.0, gt=0, allow_inf_nan=False)
+    checkpoint_minutes: float = Field(default=1.0, ge=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _address_of_a_cluster(self) -> Self:
@@ -120,7 +124,7 @@ class WorkersConfig(BaseModel):
             offered = cluster.size(device)
             count = count or offered
         assert count is not None
-        limits = self.memory_mib, self.evaluation_minutes
+        limits = self.memory_mib, self.evaluation_minutes, self.checkpoint_minutes
         return Workers(count, self.backend, self.address, device, *limits)
 
 

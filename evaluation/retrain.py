@@ -140,7 +140,9 @@ def retrain(
     log = MetricsLog(context.metrics, "retrain", f"{folder.name}/{seed}")
     augment = context.data.augment
     of = repr((folder.name, seed, model, context.recipe, augment, dataset.fingerprint))
-    checkpoint = Checkpoint(saved, of, say=lambda line: log.write(warning=line))
+    checkpoint = Checkpoint(
+        saved, of, every_s=context.checkpoint_s, say=lambda line: log.write(warning=line)
+    )
     began = time.perf_counter()
     try:
         train(

@@ -46,6 +46,7 @@ class TrainingContext:
     recipe: TrainConfig
     device: str
     metrics: Path
+    checkpoint_s: float | None = None  # see `Checkpoint`
 
 
 class TrainingError(RuntimeError):

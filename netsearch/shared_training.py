@@ -211,7 +211,9 @@ def train_shared_weights(
     log = MetricsLog(training.metrics, SHARED_STAGE, "weights")
     of = repr((problem.space, dict(problem.cells), problem.budgets, config, training.recipe))
     of += repr((training.data_seed, training.data.augment, dataset.fingerprint))
-    checkpoint = Checkpoint(saved, of, say=lambda line: log.write(warning=line))
+    checkpoint = Checkpoint(
+        saved, of, every_s=training.checkpoint_s, say=lambda line: log.write(warning=line)
+    )
     began = time.perf_counter()
     try:
         train_shared(

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny_run
 from rich.console import Console
 
 from configs import FOLDER
@@ -31,19 +32,9 @@ REFUSED_WITHIN_S = 10
 POLL_S = 0.05
 ARCHIVE, EVALUATIONS = "archive.jsonl", 8
 TINY = (
+    *tiny_run.TINY,
     "data.max_train_images=300",
-    "data.max_test_images=60",
-    "blocksearch.ops=[none, skip_connect, max_pool_3x3, ghost_3x3]",
-    "blocksearch.nodes=2",
-    "blocksearch.channels=4",
-    "blocksearch.cells=2",
-    "blocksearch.epochs=1",
-    "netsearch.depths=[1, 2]",
-    "netsearch.widths=[4, 8]",
-    "netsearch.population=4",
     f"netsearch.evaluations={EVALUATIONS}",
-    "netsearch.random_search=false",
-    "netsearch.train.epochs=1",
 )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_run
 import torch
 import yaml
 from PIL import Image
@@ -24,23 +25,12 @@ from netsearch.saved import load_network
 from run_pipeline import Pipeline, app
 
 TINY = (
+    *tiny_run.TINY,
     "data.max_train_images=300",
-    "data.max_test_images=60",
-    "blocksearch.ops=[none, skip_connect, max_pool_3x3, ghost_3x3]",
-    "blocksearch.nodes=2",
-    "blocksearch.channels=4",
-    "blocksearch.cells=2",
-    "blocksearch.epochs=1",
-    "netsearch.depths=[1, 2]",
-    "netsearch.widths=[4, 8]",
-    "netsearch.population=4",
     "netsearch.evaluations=8",
-    "netsearch.train.epochs=1",
-    "netsearch.random_search=false",
     "retrain.members=3",
     "retrain.baselines=1",
     "retrain.seeds=[0, 1]",
-    "retrain.train.epochs=2",
 )
 
 

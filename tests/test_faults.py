@@ -29,6 +29,7 @@ from netsearch.estimate import FIRST, Evaluator, ProxyTraining, estimate
 
 LIMIT_MIB, LIMIT_MINUTES = 2048, 0.3
 STAGES = ("blocks/*.ckpt", "archive.jsonl", "retrained/*/*.ckpt")
+LONG = ("blocksearch.epochs=20", "retrain.train.epochs=100")  # checkpoints that stay a while
 SIGNALS = {"SIGINT": (130, "interrupted"), "SIGTERM": (143, "terminated")}
 ORPHANS_END_WITHIN_S, POLL_S = 15, 0.05
 FAULTS = {  # what a network does, and how its record tells it
@@ -169,7 +170,7 @@ def test_the_limits_of_the_config_reach_the_workers_and_a_hang_has_one_by_defaul
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
-    run_tiny(folder)
+    run_tiny(folder, changes=LONG)
     return result(folder)
 
 
@@ -177,9 +178,11 @@ def interrupted(folder, name, sign):
     """Send a signal to a run as soon as it has left a file; return what it printed."""
     mark = f"PARETOBLOCKS_TEST={uuid.uuid4()}"
     environment = {**os.environ, "PARETOBLOCKS_TEST": mark.partition("=")[2]}
-    run = subprocess.Popen(command(folder), stderr=subprocess.PIPE, text=True, env=environment)
+    call = command(folder, changes=LONG)
+    run = subprocess.Popen(call, stderr=subprocess.PIPE, text=True, env=environment)
     while run.poll() is None and not list(folder.glob(sign)):
         time.sleep(POLL_S)
+    assert run.poll() is None, f"ended, and no {sign} was seen"
     run.send_signal(signal.Signals[name])
     printed = run.communicate(timeout=60)[1]
     end = time.monotonic() + ORPHANS_END_WITHIN_S
@@ -221,5 +224,6 @@ def test_a_signal_in_each_stage_ends_the_run_cleanly_and_it_goes_on_to_the_same_
     for sign in STAGES:
         expected = status, f"{word}; the same command continues the run"
         assert interrupted(tmp_path, name, sign) == expected, sign
-    assert subprocess.run(command(tmp_path), capture_output=True, timeout=300).returncode == 0
+    last = subprocess.run(command(tmp_path, changes=LONG), capture_output=True, timeout=300)
+    assert last.returncode == 0
     assert result(tmp_path) == unbroken

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_run
 import yaml
 from PIL import Image
 from rich.console import Console
@@ -30,23 +31,17 @@ from run_pipeline import Config, Pipeline, app
 ROOT = Path(__file__).parent.parent
 STRATEGY = "blocksearch.strategies.enhanced_gradient"
 TINY = (
+    *tiny_run.TINY,
     "data.max_train_images=200",
-    "data.max_test_images=60",
-    "blocksearch.ops=[none, skip_connect, max_pool_3x3, ghost_3x3]",
-    "blocksearch.nodes=2",
-    "blocksearch.channels=4",
-    "blocksearch.cells=2",
     "blocksearch.epochs=2",
     f"{STRATEGY}.alpha_learning_rate=50.0",
-    "netsearch.depths=[1, 2]",
     "netsearch.widths=[4, 8, 12]",
-    "netsearch.population=4",
     "netsearch.evaluations=10",
+    "netsearch.random_search=true",
     "netsearch.train.epochs=2",
     "retrain.members=3",
     "retrain.baselines=1",
     "retrain.seeds=[0, 1]",
-    "retrain.train.epochs=2",
 )
 FRONT_KEYS = (
     "id params flops latency_ms valid_accuracy test_accuracy test_accuracy_std seeds genome blocks"

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -33,9 +34,9 @@ TINY = (
 )
 
 
-def run(folder: Path, until: str = "retrain") -> None:
+def run(folder: Path, until: str = "retrain", changes: Sequence[str] = ()) -> None:
     """Run in this process."""
-    config = Config.load(FOLDER / "quickstart.yaml", TINY)
+    config = Config.load(FOLDER / "quickstart.yaml", (*TINY, *changes))
     Pipeline(config, RunFolder(folder), "tiny", console=Console(file=io.StringIO())).run(until)
 
 
@@ -50,8 +51,8 @@ def result(folder: Path) -> tuple[object, ...]:
     return set((folder / "archive.jsonl").read_text().splitlines()), texts, weights
 
 
-def command(folder: Path, workers: int = 2) -> list[str]:
+def command(folder: Path, workers: int = 2, changes: Sequence[str] = ()) -> list[str]:
     """Return the command line of the same run."""
-    sets = [part for change in TINY for part in ("--set", change)]
+    sets = [part for change in (*TINY, *changes) for part in ("--set", change)]
     where = ["--out", str(folder), "--workers", str(workers), "--device", "cpu"]
     return [sys.executable, str(ROOT / "run_pipeline.py"), "run", *where, *sets]
