@@ -10,9 +10,15 @@ follow one another until there were enough kills. Reported are
 - kills, and how many hit which stage, which process, by which signal;
 - identical: runs whose every compared file is equal, to the byte or as a set of records;
 - lost_lines: lines of an archive that a kill left and the end lacks;
-- slow_exits: times that SIGTERM or SIGINT to the parent did not end it within ten seconds.
+- slow_exits: times that SIGTERM or SIGINT to the parent did not end it within ten seconds;
+- unclean: times that it ended otherwise than with its status and the line that says how to go on,
+  of a run that had begun to work (while Python still imports, it has no handler);
+- inside_an_epoch: kills that left a checkpoint from the middle of an epoch.
+
+Checkpoints are due after every step, so that the kills meet them.
 """
 
+import io
 import json
 import random
 import signal
@@ -25,7 +31,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
+
+from evaluation.checkpoint import DIGEST_BYTES, FORMAT
 
 ROOT = Path(__file__).parents[1]
 TINY = (
@@ -45,11 +54,18 @@ TINY = (
     "retrain.baselines=1",
     "retrain.seeds=[0, 1]",
     "retrain.train.epochs=6",
+    "workers.checkpoint_minutes=0",
 )
-SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+ENDS = {  # exit status and first word of a clean end
+    signal.SIGTERM: (143, "terminated"),
+    signal.SIGINT: (130, "interrupted"),
+}
+SIGNALS = (signal.SIGKILL, *ENDS)
+OF_WORKERS = (signal.SIGKILL, signal.SIGTERM)  # they leave SIGINT to their parent
 STAGES = (("blocks.json", "blocks"), ("pareto.json", "networks"), ("measured.json", "retrain"))
 LONGEST_WAIT_S = 4.0  # until a kill, counted from the first sign of work
 PATIENCE_S = 10.0  # for a clean end
+POLL_S = 0.05
 EARLY = 0.1  # share of starts that are killed from their first moment on
 OF_PARENT = 0.7  # share of kills that hit the parent
 SAME_BYTES = ("blocks.json", "pareto.json", "retrained/*/*.json", "retrained/*/weights.*")
@@ -66,7 +82,15 @@ class Report:
     identical: int = 0
     lost_lines: int = 0
     slow_exits: int = 0
+    unclean: int = 0
+    inside_an_epoch: int = 0
     by: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing was lost and every end was clean."""
+        wrong = self.lost_lines + self.slow_exits + self.unclean
+        return self.identical == self.runs and not wrong
 
     def to_json(self) -> dict[str, object]:
         """Return plain JSON data."""
@@ -116,51 +140,97 @@ def stage_of(folder: Path) -> str:
     return next((stage for file, stage in STAGES if not (folder / file).exists()), "report")
 
 
-def strike(run: subprocess.Popen[bytes], folder: Path, draw: random.Random, report: Report) -> None:
-    """Kill the parent or a worker, and count it; a parent is waited for."""
-    sign, workers = draw.choice(SIGNALS), workers_of(run.pid)
-    hit_worker = bool(workers) and draw.random() > OF_PARENT
-    try:
+def inside_an_epoch(folder: Path) -> bool:
+    """Tell whether a checkpoint that a kill left is from the middle of an epoch."""
+    for path in folder.rglob("*.ckpt"):
+        content = path.read_bytes()[len(FORMAT) + DIGEST_BYTES :]
+        saved = torch.load(io.BytesIO(content), weights_only=True)
+        if saved["states"]["position"]["step"] > 0:
+            return True
+    return False
+
+
+class Run:
+    """The pipeline in a process of its own, started anew after every kill."""
+
+    def __init__(self, folder: Path):
+        """Start or continue the run of a folder."""
+        self.folder = folder
+        self.said = tempfile.TemporaryFile("w+")
+        self.began_ns = time.time_ns()
+        self.process = subprocess.Popen(command(folder), stderr=self.said)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended."""
+        return self.process.poll() is None
+
+    @property
+    def works(self) -> bool:
+        """Whether it has written a file."""
+        try:
+            files = [path for path in self.folder.rglob("[!.]*") if path.is_file()]
+            return any(path.stat().st_mtime_ns > self.began_ns for path in files)
+        except FileNotFoundError:
+            return True  # it has just removed one
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for its end; return whether it came."""
+        try:
+            self.process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def strike(self, draw: random.Random, report: Report) -> None:
+        """Kill it or one of its workers, and count that; wait for the end of the parent."""
+        workers = workers_of(self.process.pid)
+        hit_worker = bool(workers) and draw.random() > OF_PARENT
+        sign = draw.choice(OF_WORKERS if hit_worker else SIGNALS)
+        worked = self.works
+        report.kills += 1
+        place = "worker" if hit_worker else "parent"
+        for key in (stage_of(self.folder), f"{sign.name} to {place}"):
+            report.by[key] += 1
         if hit_worker:
             subprocess.run(["kill", f"-{int(sign)}", str(draw.choice(workers))], check=False)
-        else:
-            run.send_signal(sign)
-            run.wait(timeout=None if sign == signal.SIGKILL else PATIENCE_S)
-    except subprocess.TimeoutExpired:
-        report.slow_exits += 1
-        run.kill()
-        run.wait()
-    report.kills += 1
-    for key in (stage_of(folder), "worker" if hit_worker else "parent", signal.Signals(sign).name):
-        report.by[key] += 1
+            return
+        self.process.send_signal(sign)
+        if not self.wait(PATIENCE_S):
+            report.slow_exits += 1
+            self.process.kill()
+            self.process.wait()
+        elif sign in ENDS and worked:
+            report.unclean += not self.ended_cleanly(sign)
+        report.inside_an_epoch += inside_an_epoch(self.folder)
+
+    def ended_cleanly(self, sign: signal.Signals) -> bool:
+        """Tell whether it ended as after this signal, or had just reached its own end."""
+        self.said.seek(0)
+        said = self.said.read()
+        status, word = ENDS[sign]
+        line = f"{word}; the same command continues the run"
+        clean = self.process.returncode == status and said.splitlines()[-1:] == [line]
+        if not clean and self.process.returncode:
+            print(said, file=sys.stderr)
+        return clean or self.process.returncode == 0
 
 
 def broken_run(folder: Path, draw: random.Random, report: Report) -> frozenset[str]:
     """Kill a run again and again until it ends; return the archive lines seen at the kills."""
     seen: set[str] = set()
-    run = None
+    run = Run(folder)
     while True:
-        if run is None or run.poll() is not None:
-            if run is not None and run.returncode == 0:
-                return frozenset(seen)
-            run = subprocess.Popen(command(folder), stderr=subprocess.DEVNULL)
-            began_ns, early = time.time_ns(), draw.random() < EARLY
-            while not early and run.poll() is None and not works(folder, began_ns):
-                time.sleep(0.05)
-        try:
-            run.wait(timeout=draw.uniform(0, LONGEST_WAIT_S))
-        except subprocess.TimeoutExpired:
-            strike(run, folder, draw, report)
+        early = draw.random() < EARLY
+        while not early and run.alive and not run.works:
+            time.sleep(POLL_S)
+        if not run.wait(draw.uniform(0, LONGEST_WAIT_S)):
+            run.strike(draw, report)
             seen.update(*(lines(folder, name) for name in ARCHIVES))
-
-
-def works(folder: Path, since_ns: int) -> bool:
-    """Tell whether a file of a run was written since then, so that it got on."""
-    files = [path for path in folder.rglob("[!.]*") if path.is_file()]
-    try:
-        return any(path.stat().st_mtime_ns > since_ns for path in files)
-    except FileNotFoundError:
-        return True  # it has just removed one
+        if not run.alive:
+            if run.process.returncode == 0:
+                return frozenset(seen)
+            run = Run(folder)
 
 
 def main(
@@ -184,7 +254,7 @@ def main(
             differing = [k for k in {*found, *expected} if found.get(k) != expected.get(k)]
             print(f"run {report.runs}: {report.kills} kills; {differing}", file=sys.stderr)
     print(json.dumps(report.to_json()) if as_json else report)
-    sys.exit(0 if report.identical == report.runs and not report.lost_lines else 1)
+    sys.exit(0 if report.good else 1)
 
 
 if __name__ == "__main__":
