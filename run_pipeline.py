@@ -1,15 +1,11 @@
 """ParetoBlocks, top to bottom: blocks -> networks -> retraining -> report; and the command line."""
 
 import json
-import platform
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property, wraps
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,10 +23,10 @@ from configs import FOLDER
 from configs.experiment import Config
 from evaluation.choice import Wishes, choose
 from evaluation.data import Dataset, worker_dataset
-from evaluation.errors import InputError, printable, reason_of
-from evaluation.latency import DeviceLatencies
+from evaluation.ending import BAD_INPUT, DONE, NOTHING_FITS, guarded
+from evaluation.errors import InputError
+from evaluation.latency import DeviceLatencies, device_name
 from evaluation.measurement import Measurements
-from evaluation.memory import out_of_memory
 from evaluation.parallel import ONE_WORKER, Workers
 from evaluation.pareto import Budgets, spread
 from evaluation.prediction import classify, prediction_table
@@ -341,11 +337,16 @@ class Pipeline:
         check_searches(config, self.dataset, stages, self.device, self.config.seed)
 
     def _claim(self) -> None:
-        device, fingerprint = _device_name(self.device), self.dataset.fingerprint
+        device, fingerprint = self._device_name, self.dataset.fingerprint
         found = versions() | {"kernels": kernels.described(self.device)}
         facts = Facts(self.name, self._describe_data(), fingerprint, device, found)
         config, say = self.config.model_dump(mode="json"), self.console.print
         self.folder.claim(facts, config, say, ahead=self._ahead())
+
+    @property
+    def _device_name(self) -> str:
+        cores = "" if self.device == "cuda" else f", {cpu_count()} cores"
+        return f"{device_name(self.device)}{cores}"
 
     def _ahead(self) -> list[str]:
         """Name the tables that may still change, since no file depends on them."""
@@ -359,7 +360,7 @@ class Pipeline:
         if self.folder.blocks.exists():
             return
         say, config = self.console.print, self.config
-        say(f"{self._describe_data()}; {_device_name(self.device)}, workers: {self.workers}")
+        say(f"{self._describe_data()}; {self._device_name}, workers: {self.workers}")
         tables = config.blocksearch, config.netsearch, config.retrain
         expected = forecast(
             self.dataset,
@@ -395,19 +396,12 @@ class Pipeline:
         )
 
 
-def _device_name(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    return f"{platform.machine()} CPU, {cpu_count()} cores"
-
-
 app = typer.Typer(
     help="Search blocks, assemble networks, retrain the Pareto front, pick a model by budget.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-DONE, NOTHING_FITS, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
@@ -446,60 +440,8 @@ class Device(StrEnum):
         return "cuda" if there and self is not Device.CPU else "cpu"
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came; as after Ctrl-C, workers are ended and the lock is left on the way out."""
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Turn SIGTERM into `Terminated` while the block runs; a second one ends everything at once."""
-
-    def terminate(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():  # only that one has signals
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _guarded(command: Callable[..., int]) -> Callable[..., None]:
-    """Turn a command's return value into the exit status, and what ends it early into a message."""
-
-    @wraps(command)
-    def guarded(*args: Any, **kwargs: Any) -> None:
-        try:
-            with _terminable():
-                status = command(*args, **kwargs)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            reason = reason_of(error)
-            message, status = f"error: {reason}; lower batch_size or channels", BAD_INPUT
-        except InputError as error:
-            message, status = f"error: {error}", BAD_INPUT
-        except OSError as error:
-            message = f"error: {error}; when that is mended, the same command continues the run"
-            status = BAD_INPUT
-        except Terminated:
-            message, status = "terminated; the same command continues the run", TERMINATED
-        except KeyboardInterrupt:
-            message, status = "interrupted; the same command continues the run", INTERRUPTED
-        else:
-            raise typer.Exit(status)
-        print(printable(message), file=sys.stderr)
-        raise typer.Exit(status)
-
-    return guarded
-
-
 @app.command()
-@_guarded
+@guarded
 def run(
     config: Annotated[Path, typer.Argument(help="YAML file.")] = FOLDER / "quickstart.yaml",
     out: Annotated[Path | None, typer.Option(help="Default: runs/<config name>.")] = None,
@@ -528,7 +470,7 @@ def run(
 
 
 @app.command()
-@_guarded
+@guarded
 def front(folder: Folder, as_json: AsJson = False) -> int:
     """Show the Pareto set of a run."""
     records = Pipeline.open(folder).front()
@@ -540,7 +482,7 @@ def front(folder: Folder, as_json: AsJson = False) -> int:
 
 
 @app.command("pick")
-@_guarded
+@guarded
 def pick_model(
     folder: Folder,
     max_params: Annotated[str | None, typer.Option(help="For example 300k.")] = None,
@@ -583,7 +525,7 @@ def pick_model(
 
 
 @app.command()
-@_guarded
+@guarded
 def export(
     folder: Folder,
     ids: Annotated[
@@ -620,7 +562,7 @@ def export(
 
 
 @app.command()
-@_guarded
+@guarded
 def predict(
     folder: Folder,
     id: Annotated[str, typer.Argument(metavar="ID", help="Of a member, or its beginning.")],
@@ -640,7 +582,7 @@ def predict(
 
 
 @app.command()
-@_guarded
+@guarded
 def report(folder: Folder) -> int:
     """Write the report of a run again."""
     pipeline = Pipeline.open(folder)
@@ -649,7 +591,7 @@ def report(folder: Folder) -> int:
 
 
 @app.command("compare")
-@_guarded
+@guarded
 def compare_strategies(
     config: Annotated[Path, typer.Argument(help="YAML file.")],
     strategies: Annotated[
@@ -683,7 +625,7 @@ def compare_strategies(
 
 
 @app.command()
-@_guarded
+@guarded
 def doctor() -> int:
     """Check this machine: versions, device, and whether torch and torchvision fit each other."""
     for name, found in versions().items():

@@ -7,9 +7,7 @@ A file is a line that names the format, the SHA-256 of the rest, and tensors and
 import hashlib
 import io
 import pickle
-import struct
 import time
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,27 +17,13 @@ import torch
 from torch import Tensor
 
 from evaluation.bounded import check_file
-from evaluation.errors import InputError, reason_of
+from evaluation.errors import DAMAGED, InputError, reason_of
 from evaluation.records import write_atomic
 
 EVERY_S = 60.0  # default of what a kill may cost, beside the time that a checkpoint takes
 FORMAT = b"paretoblocks checkpoint 1\n"
 DIGEST_BYTES = hashlib.sha256().digest_size
-NO_STATE = (  # what torch and the parts raise on what is no state of theirs
-    RuntimeError,
-    EOFError,
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-    MemoryError,
-    pickle.UnpicklingError,
-    struct.error,
-    zlib.error,
-)
+NO_STATE = (*DAMAGED, pickle.UnpicklingError)  # also what parts raise on no state of theirs
 
 State = dict[str, Any]
 

@@ -1,10 +1,27 @@
 """The one error type that the command line turns into a message and exit status 2."""
 
+import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 LONGEST_REASON = 300  # characters
+DAMAGED = (  # what readers of other libraries raise on bytes that are not what they expect
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
 
 
 class InputError(ValueError):

@@ -15,6 +15,7 @@ wrote there is read by `DeviceLatencies`.
 
 import copy
 import math
+import platform
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -34,6 +35,13 @@ BATCH = 1
 MIN_TOTAL_S = 0.02  # a module of 10 us is timed 2000 times, so that its median is no accident
 MS_PER_S = 1000.0
 NAMES_SHOWN = 3
+
+
+def device_name(device: str) -> str:
+    """Return what computes there, in words for people."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Whole networks, measured one by one while nothing else runs."""
 
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, Self
 import torch
 
 from evaluation.errors import InputError
-from evaluation.latency import BATCH, Latency, measure_ms
+from evaluation.latency import BATCH, Latency, device_name, measure_ms
 from evaluation.records import Measured, read_json, write_json
 from evaluation.retrain import WEIGHTS, Trial
 from evaluation.training import seeded_model
@@ -52,7 +51,9 @@ class Measurements:
         models = {
             id: Measured(one.median_ms, one.spread_ms, sizes.get(id)) for id, one in timed.items()
         }
-        return cls(_device_words(device), models)
+        threads = "" if device == "cuda" else f", {THREADS} thread"
+        where = f"{device_name(device)}{threads}, batch {BATCH}"
+        return cls(f"PyTorch {torch.__version__} on {where}", models)
 
     def save(self, path: Path) -> None:
         """Write them as JSON."""
@@ -72,10 +73,3 @@ class Measurements:
             return cls(str(data["device"]), models)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path}: damaged measurements: {error}") from error
-
-
-def _device_words(device: str) -> str:
-    if torch.device(device).type == "cuda":
-        return f"PyTorch {torch.__version__} on {torch.cuda.get_device_name()}, batch {BATCH}"
-    processor = f"{platform.machine()} CPU, {THREADS} thread"
-    return f"PyTorch {torch.__version__} on {processor}, batch {BATCH}"

@@ -1,10 +1,8 @@
 """Where images come from: scikit-learn's digits, torchvision's sets, .npz files, folders."""
 
 import lzma
-import struct
 import tokenize
 import zipfile
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -16,49 +14,18 @@ from PIL import Image, ImageOps
 from pydantic import BaseModel, Field
 from sklearn.datasets import load_digits
 
-from evaluation.errors import InputError
+from evaluation.errors import DAMAGED, InputError
 from evaluation.memory import available_bytes
 
 MIN_SIDE_PX = 4
 DEFAULT_ROOT = "~/.cache/paretoblocks"
 TRAIN, VALID, TEST = range(3)
 PARTS = {"train": TRAIN, "val": VALID, "test": TEST}  # their names in .npz files and folders
-BAD_IMAGE = (  # what Pillow's readers raise on damaged files
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,  # where warnings are errors
-)
+BAD_IMAGE = (*DAMAGED, Image.DecompressionBombError, Image.DecompressionBombWarning)
 # Not all that Pillow knows: for EPS it starts another program, and others are seldom tested.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 MOST_PIXELS = 80_000_000  # below Pillow's own limit, where it only warns
-BAD_NPZ = (
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    MemoryError,
-    struct.error,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-)
+BAD_NPZ = (*DAMAGED, tokenize.TokenError, zipfile.BadZipFile, lzma.LZMAError)
 
 Name = Literal["digits", "cifar10", "cifar100", "fashion_mnist", "mnist", "npz", "folder"]
 Integers = NDArray[np.int64]

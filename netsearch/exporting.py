@@ -44,11 +44,6 @@ class Format(StrEnum):
         """With which a file's name ends."""
         return SUFFIXES[self]
 
-    @property
-    def is_onnx(self) -> bool:
-        """Whether ONNX Runtime runs it."""
-        return self in (Format.ONNX, Format.ONNX_INT8)
-
 
 SUFFIXES = {
     Format.ONNX: ".onnx",
@@ -94,7 +89,7 @@ def deliver(
         valid: The validation split; retraining learned from it too, so its accuracies are for
             comparing two files, not for judging one.
         form: Of the file.
-        path: The file; nothing is left there if anything goes wrong.
+        path: The file; nothing is left there if it cannot be written or computes something else.
         name: Id of the member.
         overwrite: Whether a file that exists is replaced.
 

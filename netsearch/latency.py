@@ -18,7 +18,6 @@ Cells of 1-bit weights are timed as PyTorch runs them, in float32: no faster for
 import hashlib
 import itertools
 import math
-import platform
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -32,7 +31,7 @@ from torch import nn
 from blocksearch.space import Cell
 from blocksearch.stack import Place, PlacedCell, Stack, _build_cell
 from evaluation.errors import InputError
-from evaluation.latency import BATCH, DeviceLatencies, measure_ms
+from evaluation.latency import BATCH, DeviceLatencies, device_name, measure_ms
 from evaluation.onnx_files import save_onnx
 from evaluation.paretoblocks_latency import NAME_KEY
 from evaluation.records import read_json, write_json
@@ -113,7 +112,7 @@ class LatencyTable:
             )
             parts_ms[name] = min(parts_ms[name], timed.median_ms)
         facts: dict[str, str | int] = {
-            "device": _device_name(device),
+            "device": device_name(device),
             "threads": threads,
             "batch": BATCH,
             "torch": str(torch.__version__),
@@ -358,9 +357,3 @@ def _uniform_stacks(
         reduction = space.reduction[number % len(space.reduction)]
         spec = NetworkSpec((stage,) * space.stages, (reduction,) * (space.stages - 1))
         yield builder(spec, cells, image_shape, classes)
-
-
-def _device_name(device: str) -> str:
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU"
