@@ -12,7 +12,7 @@ follow one another until there were enough kills. Reported are
 - lost_lines: lines of an archive that a kill left and the end lacks;
 - slow_exits: times that SIGTERM or SIGINT to the parent did not end it within ten seconds;
 - unclean: times that it ended otherwise than with its status and the line that says how to go on,
-  of a run that had begun to work (while Python still imports, it has no handler);
+  of a run that had begun (while Python still imports torch, it has no handler);
 - inside_an_epoch: kills that left a checkpoint from the middle of an epoch.
 
 Checkpoints are due after every step, so that the kills meet them.
@@ -174,6 +174,13 @@ class Run:
         except FileNotFoundError:
             return True  # it has just removed one
 
+    @property
+    def listens(self) -> bool:
+        """Whether it has a handler for SIGTERM, as Linux tells."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        caught = next(line.split()[1] for line in status.splitlines() if line[:7] == "SigCgt:")
+        return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
     def wait(self, seconds: float) -> bool:
         """Wait for its end; return whether it came."""
         try:
@@ -187,7 +194,7 @@ class Run:
         workers = workers_of(self.process.pid)
         hit_worker = bool(workers) and draw.random() > OF_PARENT
         sign = draw.choice(OF_WORKERS if hit_worker else SIGNALS)
-        worked = self.works
+        listened = self.listens
         report.kills += 1
         place = "worker" if hit_worker else "parent"
         for key in (stage_of(self.folder), f"{sign.name} to {place}"):
@@ -200,9 +207,10 @@ class Run:
             report.slow_exits += 1
             self.process.kill()
             self.process.wait()
-        elif sign in ENDS and worked:
+        elif sign in ENDS and listened:
             report.unclean += not self.ended_cleanly(sign)
         report.inside_an_epoch += inside_an_epoch(self.folder)
+        print(f"kills: {report.kills}", file=sys.stderr)
 
     def ended_cleanly(self, sign: signal.Signals) -> bool:
         """Tell whether it ended as after this signal, or had just reached its own end."""
