@@ -8,8 +8,9 @@ NATS-Bench size space (32,768 networks), `halving` on NAS-Bench-201 with its two
 answer goes through the `Archive` on disk. At each full thousand evaluations stand the resident
 memory and the milliseconds per evaluation since the last, those of the archive not counted. The
 slopes are per 1,000 evaluations, over the points from `--from` on: the median of the slopes of all
-pairs of points (Theil and Sen), which a few points with a large temporary array do not move, with its
-95% interval. A flat run has an interval that holds 0, or a slope that is nothing beside the level.
+pairs of points (Theil and Sen), which a few points with a large temporary array do not move, with
+its 95% interval. A flat run has an interval that holds 0, or a slope that is nothing beside the
+level.
 """
 
 import json
