@@ -79,7 +79,7 @@ class _Call:
     def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
         """Call the cell with autograd recording, both times: it may choose other loops without."""
         s1, s0, *others = tensors
-        learning = dict(zip(self.names[0], others, strict=False))
+        learning: dict[str, Any] = dict(zip(self.names[0], others, strict=False))
         weights = dict(zip(self.names[1], others[len(learning) :], strict=True))
         chosen = () if self.gates is None else (replace(self.gates, **learning), self.kind)
         path = kernels.plain_path() if self.is_plain else nullcontext()

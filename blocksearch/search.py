@@ -3,147 +3,41 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from blocksearch import nas_bench_201
+from blocksearch.config import BlockSearchConfig, Search
 from blocksearch.engine import (
     Cells,
     SearchSetup,
     Strategy,
-    WeightConfig,
     search,
     shared_weight_accuracy,
 )
 from blocksearch.forms import PLAIN, Form
 from blocksearch.library import BlockLibrary, FoundCell
-from blocksearch.ops import DARTS_OPS, LIGHT_OPS, OPS
-from blocksearch.space import Cell, SearchSpace, base_kind
+from blocksearch.space import Cell, base_kind
 from blocksearch.strategies import STRATEGIES
 from blocksearch.supernet import Supernet
 from evaluation.checkpoint import Checkpoint
 from evaluation.data import DataConfig, Dataset, worker_dataset
-from evaluation.errors import InputError
-from evaluation.memory import peak_bytes
+from evaluation.errors import InputError, reason_of
+from evaluation.memory import out_of_memory, peak_bytes, release_memory
 from evaluation.metrics import MetricsLog
 from evaluation.parallel import WorkerDied, Workers, run_tasks
 from evaluation.records import read_json, write_json
-from evaluation.training import Precision, TrainingError, uses_bfloat16
-
-OP_SETS = {"darts": DARTS_OPS, "light": LIGHT_OPS}
-SEED_STRIDE = 1000  # distance between the search seeds of two run seeds
-
-
-class BlockSearchConfig(BaseModel):
-    """The table `blocksearch`: the space, the supernet, and which strategies search it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    ops: Literal["light", "darts", "nas_bench_201"] | tuple[str, ...]
-    nodes: int = Field(ge=1, le=6)
-    edges_per_node: int = Field(ge=1)
-    channels: int = Field(ge=4, multiple_of=4)
-    cells: int = Field(ge=2)
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=2)
-    seeds: tuple[Annotated[int, Field(ge=0, lt=SEED_STRIDE)], ...] = Field(min_length=1)
-    complexity_cost: Literal["params", "flops"]
-    precision: Precision = "float32"
-    weights: WeightConfig
-    strategies: dict[str, dict[str, Any]] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _check(self) -> "BlockSearchConfig":
-        fixed = nas_bench_201.SPACE
-        if self.ops == "nas_bench_201" and (self.nodes, self.edges_per_node) != (
-            fixed.nodes,
-            fixed.edges_per_node,
-        ):
-            raise ValueError(
-                f"ops: nas_bench_201 has nodes: {fixed.nodes} and edges_per_node: "
-                f"{fixed.edges_per_node}, got {self.nodes} and {self.edges_per_node}"
-            )
-        unknown = [op for op in self.space.ops if op not in OPS]
-        if unknown:
-            raise ValueError(f"ops: unknown {unknown}; there are {', '.join(OPS)}")
-        if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError("seeds: expected distinct seeds")
-        self.searches(seed=0)
-        return self
-
-    @property
-    def space(self) -> SearchSpace:
-        """The search space of the cells."""
-        if self.ops == "nas_bench_201":
-            return nas_bench_201.SPACE
-        ops = OP_SETS[self.ops] if isinstance(self.ops, str) else self.ops
-        return SearchSpace(ops, self.nodes, edges_per_node=self.edges_per_node)
-
-    def searches(self, seed: int) -> list["Search"]:
-        """Return every search to run: strategies x swept settings x seeds.
-
-        A setting of a strategy that is given as a list is swept, one search per value.
-
-        Raises:
-            ValueError: If a strategy or one of its settings is unknown or out of range.
-        """
-        found = []
-        for strategy, settings in self.strategies.items():
-            if strategy not in STRATEGIES:
-                raise ValueError(
-                    f"strategies: unknown {strategy!r}; there are {', '.join(sorted(STRATEGIES))}"
-                )
-            swept = {key: v if isinstance(v, list) else [v] for key, v in settings.items()}
-            for key, options in swept.items():
-                if not options or any(options.count(option) > 1 for option in options):
-                    raise ValueError(f"strategies.{strategy}.{key}: expected distinct values")
-            for values in product(*swept.values()):
-                chosen = dict(zip(swept, values, strict=True))
-                try:
-                    STRATEGIES[strategy].Config(**chosen)
-                except ValidationError as error:
-                    first = error.errors()[0]
-                    key = ".".join(str(part) for part in first["loc"])
-                    raise ValueError(
-                        f"strategies.{strategy}.{key}: {first['msg']}, got {first['input']!r}"
-                    ) from error
-                label = [f"{k}={v}" for k, v in chosen.items() if len(swept[k]) > 1]
-                for own_seed in self.seeds:
-                    name = "-".join([strategy, *label, f"s{own_seed}"])
-                    found.append(
-                        Search(name, strategy, tuple(chosen.items()), seed * SEED_STRIDE + own_seed)
-                    )
-        return found
-
-
-@dataclass(frozen=True)
-class Search:
-    """One block search: a strategy with its settings and seed."""
-
-    name: str
-    strategy: str
-    settings: tuple[tuple[str, Any], ...]
-    seed: int
-
-    @property
-    def form(self) -> tuple[Any, ...]:
-        """What decides how long a step takes and what it holds: all settings that are no floats."""
-        ways = [(key, value) for key, value in self.settings if not isinstance(value, float)]
-        return self.strategy, *ways
-
-    @property
-    def label(self) -> str:
-        """The name without the seed: the strategy, and the settings that are swept."""
-        return self.name.rpartition("-s")[0]
+from evaluation.training import TrainingError, uses_bfloat16
 
 
 @dataclass(frozen=True)
 class SearchContext:
-    """What every search of a run has in common; small, since it is sent to the workers."""
+    """What every search of a run has in common; small, since it is sent to the workers.
+
+    Attributes:
+        recompute: Names of the searches that have too little memory for the insides of all cells.
+    """
 
     config: BlockSearchConfig
     data: DataConfig
@@ -152,6 +46,7 @@ class SearchContext:
     device: str
     folder: Path
     metrics: Path
+    recompute: frozenset[str] = frozenset()
 
 
 def build_supernet(
@@ -184,9 +79,23 @@ def build_supernet(
 
 
 def make_strategy(
-    one: Search, config: BlockSearchConfig, dataset: Dataset, stages: int, device: str
+    one: Search,
+    config: BlockSearchConfig,
+    dataset: Dataset,
+    stages: int,
+    device: str,
+    *,
+    recompute: bool = False,
 ) -> Strategy:
     """Return the strategy of a search, with its supernet, on a device and ready for its first step.
+
+    Args:
+        one: The search.
+        config: Its table.
+        dataset: The images.
+        stages: Number of resolutions.
+        device: `cpu` or `cuda`.
+        recompute: Whether supernets recompute their cells in the backward pass.
 
     Raises:
         InputError: If the strategy cannot search so: a wrong space, a budget too small.
@@ -196,6 +105,7 @@ def make_strategy(
         built = build_supernet(config, dataset, stages, one.seed, form)
         built.to(device).to(memory_format=torch.channels_last)
         built.in_bfloat16 = uses_bfloat16(config.precision, torch.device(device))
+        built.recompute = recompute
         return built
 
     strategy = STRATEGIES[one.strategy]
@@ -225,8 +135,57 @@ def check_searches(
 def run_search(one: Search, context: SearchContext) -> None:
     """Run one search to its end and leave its cells in `<folder>/<name>.json`.
 
-    A search that diverges leaves its failure there instead.
+    A search that diverges leaves its failure there instead. One that runs out of memory starts once
+    again from its checkpoint and recomputes its cells from then on, with the same result.
+
+    Raises:
+        InputError: If memory does not suffice for that either, or a checkpoint is damaged.
     """
+    log = MetricsLog(context.metrics, "blocks", one.name)
+    began = time.perf_counter()
+    outcome = reason = None
+    if one.name not in context.recompute:
+        outcome, reason = _within_memory(one, context, recompute=False)
+    if reason is not None:
+        log.write(
+            warning=f"out of memory ({reason}); goes on from its last checkpoint and computes the "
+            "insides of its cells again in the backward pass: slower, with the same result"
+        )
+    if outcome is None:
+        outcome, reason = _within_memory(one, context, recompute=True)
+    if outcome is None:
+        raise InputError(
+            f"block search {one.name}: out of memory even with its cells recomputed ({reason}); "
+            "lower blocksearch.batch_size or blocksearch.channels"
+        )
+    write_json(_result_path(context.folder, one), outcome.result)
+    Checkpoint(_checkpoint_path(context.folder, one)).remove()
+    log.write(seconds=time.perf_counter() - began, peak_memory_mib=outcome.peak / 2**20)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a search found, or why it failed, as plain data; and its peak in bytes."""
+
+    result: dict[str, Any]
+    peak: int
+
+
+def _within_memory(
+    one: Search, context: SearchContext, *, recompute: bool
+) -> tuple[_Outcome | None, str | None]:
+    """Search; return the outcome, or the reason where memory does not suffice."""
+    try:
+        return _search_from_checkpoint(one, context, recompute), None
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        reason = reason_of(error)
+    release_memory()  # the frames that the error held went with it
+    return None, reason
+
+
+def _search_from_checkpoint(one: Search, context: SearchContext, recompute: bool) -> _Outcome:
     config = context.config
     dataset = worker_dataset(context.data, context.data_seed, context.device)
     strategy: Strategy | None = None
@@ -247,7 +206,9 @@ def run_search(one: Search, context: SearchContext) -> None:
 
     def whole_search() -> None:
         nonlocal strategy  # built here, so that its supernets count among the memory
-        strategy = make_strategy(one, config, dataset, context.stages, context.device)
+        strategy = make_strategy(
+            one, config, dataset, context.stages, context.device, recompute=recompute
+        )
         cells.extend(
             search(
                 strategy,
@@ -262,25 +223,20 @@ def run_search(one: Search, context: SearchContext) -> None:
             )
         )
 
-    peak = 0
     try:
         peak = peak_bytes(whole_search, context.device)
     except TrainingError as error:
-        result: dict[str, Any] = {"search": one.name, "failure": str(error)}
-    else:
-        assert strategy is not None
-        valid, supernet = dataset.search_valid, strategy.supernet
-        candidates = [
-            {
-                "cells": {kind: cell.to_json() for kind, cell in candidate.items()},
-                "score": shared_weight_accuracy(supernet, candidate, valid),
-            }
-            for candidate in cells
-        ]
-        result = {"search": one.name, "candidates": candidates}
-    write_json(_result_path(context.folder, one), result)
-    checkpoint.remove()
-    log.write(seconds=time.perf_counter() - began, peak_memory_mib=peak / 2**20)
+        return _Outcome({"search": one.name, "failure": str(error)}, 0)
+    assert strategy is not None
+    valid, supernet = dataset.search_valid, strategy.supernet
+    candidates = [
+        {
+            "cells": {kind: cell.to_json() for kind, cell in candidate.items()},
+            "score": shared_weight_accuracy(supernet, candidate, valid),
+        }
+        for candidate in cells
+    ]
+    return _Outcome({"search": one.name, "candidates": candidates}, peak)
 
 
 def search_blocks(

@@ -4,6 +4,7 @@ A GPU is asked through PyTorch's allocator, a CPU through Linux's files on memor
 """
 
 import ctypes
+import gc
 import os
 import resource
 import sys
@@ -67,6 +68,13 @@ def keep_freed_memory() -> bool:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all((mallopt(M_TRIM_THRESHOLD, -1), mallopt(M_MMAP_MAX, 0)))
+
+
+def release_memory() -> None:
+    """Free what only cycles hold, and what torch's allocator for GPUs keeps for later."""
+    gc.collect()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
 
 
 def available_bytes(device: torch.device | str) -> int:
