@@ -1,7 +1,7 @@
 """Stage one as the pipeline runs it: every configured search in a worker, then the library."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -132,60 +132,33 @@ def check_searches(
             raise InputError(f"{one.label}: {error}") from error
 
 
-def run_search(one: Search, context: SearchContext) -> None:
+def run_search(one: Search, context: SearchContext) -> str | None:
     """Run one search to its end and leave its cells in `<folder>/<name>.json`.
 
-    A search that diverges leaves its failure there instead. One that runs out of memory starts once
-    again from its checkpoint and recomputes its cells from then on, with the same result.
+    A search that diverges leaves its failure there instead.
 
-    Raises:
-        InputError: If memory does not suffice for that either, or a checkpoint is damaged.
+    Returns:
+        None; or why it ran out of memory, after which it can go on from its last checkpoint.
     """
-    log = MetricsLog(context.metrics, "blocks", one.name)
     began = time.perf_counter()
-    outcome = reason = None
-    if one.name not in context.recompute:
-        outcome, reason = _within_memory(one, context, recompute=False)
-    if reason is not None:
-        log.write(
-            warning=f"out of memory ({reason}); goes on from its last checkpoint and computes the "
-            "insides of its cells again in the backward pass: slower, with the same result"
-        )
-    if outcome is None:
-        outcome, reason = _within_memory(one, context, recompute=True)
-    if outcome is None:
-        raise InputError(
-            f"block search {one.name}: out of memory even with its cells recomputed ({reason}); "
-            "lower blocksearch.batch_size or blocksearch.channels"
-        )
-    write_json(_result_path(context.folder, one), outcome.result)
-    Checkpoint(_checkpoint_path(context.folder, one)).remove()
-    log.write(seconds=time.perf_counter() - began, peak_memory_mib=outcome.peak / 2**20)
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What a search found, or why it failed, as plain data; and its peak in bytes."""
-
-    result: dict[str, Any]
-    peak: int
-
-
-def _within_memory(
-    one: Search, context: SearchContext, *, recompute: bool
-) -> tuple[_Outcome | None, str | None]:
-    """Search; return the outcome, or the reason where memory does not suffice."""
     try:
-        return _search_from_checkpoint(one, context, recompute), None
+        result, peak = _search_from_checkpoint(one, context)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         reason = reason_of(error)
-    release_memory()  # the frames that the error held went with it
-    return None, reason
+    else:
+        write_json(_result_path(context.folder, one), result)
+        Checkpoint(_checkpoint_path(context.folder, one)).remove()
+        log = MetricsLog(context.metrics, "blocks", one.name)
+        log.write(seconds=time.perf_counter() - began, peak_memory_mib=peak / 2**20)
+        return None
+    release_memory()  # only here: until then the error held all that the search had
+    return reason
 
 
-def _search_from_checkpoint(one: Search, context: SearchContext, recompute: bool) -> _Outcome:
+def _search_from_checkpoint(one: Search, context: SearchContext) -> tuple[dict[str, Any], int]:
+    """Return what a search found, or why it diverged, and its peak memory in bytes."""
     config = context.config
     dataset = worker_dataset(context.data, context.data_seed, context.device)
     strategy: Strategy | None = None
@@ -206,6 +179,7 @@ def _search_from_checkpoint(one: Search, context: SearchContext, recompute: bool
 
     def whole_search() -> None:
         nonlocal strategy  # built here, so that its supernets count among the memory
+        recompute = one.name in context.recompute
         strategy = make_strategy(
             one, config, dataset, context.stages, context.device, recompute=recompute
         )
@@ -226,7 +200,7 @@ def _search_from_checkpoint(one: Search, context: SearchContext, recompute: bool
     try:
         peak = peak_bytes(whole_search, context.device)
     except TrainingError as error:
-        return _Outcome({"search": one.name, "failure": str(error)}, 0)
+        return {"search": one.name, "failure": str(error)}, 0
     assert strategy is not None
     valid, supernet = dataset.search_valid, strategy.supernet
     candidates = [
@@ -236,7 +210,7 @@ def _search_from_checkpoint(one: Search, context: SearchContext, recompute: bool
         }
         for candidate in cells
     ]
-    return _Outcome({"search": one.name, "candidates": candidates}, peak)
+    return {"search": one.name, "candidates": candidates}, peak
 
 
 def search_blocks(
@@ -281,7 +255,7 @@ def run_searches(
     """Run those searches that have no result yet in workers, and return the results of all.
 
     Raises:
-        InputError: If a worker died, or a result is damaged.
+        InputError: If memory does not suffice, or a result is damaged.
     """
     missing = [one for one in searches if not _result_path(context.folder, one).exists()]
     for one in searches:
@@ -289,13 +263,43 @@ def run_searches(
             _read_result(_result_path(context.folder, one))  # damage is told before hours of work
             Checkpoint(_checkpoint_path(context.folder, one)).remove()  # a kill may have left it
     context.folder.mkdir(parents=True, exist_ok=True)
-    tasks = {one.name: (one, context) for one in missing}
     threads = threads_of(searches, workers.cores)
     enough = replace(workers, count=min(workers.count, len(searches)))
-    for name, outcome in run_tasks(run_search, tasks, enough, threads):
-        if isinstance(outcome, WorkerDied):
-            raise InputError(f"block search {name}: {outcome}; is there enough memory?")
+    _run_each({one.name: one for one in missing}, context, enough, threads)
     return [_read_result(_result_path(context.folder, one)) for one in searches]
+
+
+def _run_each(
+    searches: Mapping[str, Search], context: SearchContext, workers: Workers, threads: int
+) -> None:
+    """Run searches; those for which memory does not suffice once again, with cells recomputed.
+
+    In new workers: memory that a search has cut into pieces does not all come back.
+
+    Raises:
+        InputError: If memory does not suffice then either.
+    """
+    left, is_again = dict(searches), False
+    while left:
+        short: dict[str, Search] = {}
+        tasks = {name: (one, context) for name, one in left.items()}
+        for name, outcome in run_tasks(run_search, tasks, workers, threads, anew=is_again):
+            if outcome is None:
+                continue
+            died = isinstance(outcome, WorkerDied)
+            why = f"{outcome}; is there enough memory?" if died else f"out of memory ({outcome})"
+            if name in context.recompute:
+                raise InputError(
+                    f"block search {name}: {why}, even with its cells recomputed; lower "
+                    "blocksearch.batch_size or blocksearch.channels"
+                )
+            MetricsLog(context.metrics, "blocks", name).write(
+                warning=f"{why}; it is started again from its last checkpoint and computes its "
+                "cells twice, in the backward pass as well: slower, with the same result"
+            )
+            short[name] = left[name]
+        context = replace(context, recompute=context.recompute.union(short))
+        left, is_again = short, True
 
 
 def threads_of(searches: Sequence[Search], workers: int) -> int:
