@@ -99,7 +99,7 @@ def main(
     as_json: Annotated[bool, typer.Option("--json")] = False,
     peak_of: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Measure each config."""
+    """Measure each config, with --json one line for each."""
     keep_freed_memory()
     torch.set_num_threads(1)
     chosen = configs or DEFAULTS
@@ -107,14 +107,14 @@ def main(
         steps = Steps(chosen[0], peak_of)
         print(peak_bytes(lambda: (steps(), steps()), "cpu") / 2**20)
         return
-    rows = [measured(config, rounds) for config in chosen]
-    if as_json:
-        print(json.dumps(rows))
-        return
-    for row in rows:
+    for config in chosen:
+        row = measured(config, rounds)
+        if as_json:
+            print(json.dumps(row), flush=True)
+            continue
         print(f"{row['config']}: time ratio {row['time_ratio']}")
         for way in WAYS:
-            print(f"  {way:16} {row['seconds'][way]} s, {row['peak_mib'][way]} MiB")
+            print(f"  {way:16} {row['seconds'][way]} s, {row['peak_mib'][way]} MiB", flush=True)
 
 
 if __name__ == "__main__":
