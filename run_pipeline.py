@@ -27,6 +27,7 @@ from evaluation.ending import BAD_INPUT, DONE, NOTHING_FITS, guarded
 from evaluation.errors import InputError
 from evaluation.latency import DeviceLatencies, device_name
 from evaluation.measurement import Measurements
+from evaluation.metrics import epochs_and_warnings
 from evaluation.parallel import ONE_WORKER, Workers
 from evaluation.pareto import Budgets, spread
 from evaluation.prediction import classify, prediction_table
@@ -79,6 +80,7 @@ class Pipeline:
     workers: Workers = ONE_WORKER
     console: Console = field(default_factory=lambda: Console(**PLAIN, stderr=True))
     trackers: Sequence[str] = ()
+    _recompute: frozenset[str] = field(default=frozenset(), init=False)  # names of block searches
 
     @classmethod
     def open(cls, folder: Path) -> "Pipeline":
@@ -208,7 +210,9 @@ class Pipeline:
             if tabular:
                 benchmark_table()
             blocks, sharing = self.config.blocksearch, self.workers.sharing
-            check_search_memory(self.dataset, blocks, device=self.device, workers=sharing)
+            self._let_through(
+                check_search_memory(self.dataset, blocks, device=self.device, workers=sharing)
+            )
             self._claim()
             searches = self.config.blocksearch.searches(self.config.seed)
             epochs = len(searches) * self.config.blocksearch.epochs
@@ -303,6 +307,7 @@ class Pipeline:
             folder=self.folder.path / "blocks",
             metrics=self.folder.metrics,
             checkpoint_s=self._checkpoint_s,
+            recompute=self._recompute,
         )
 
     def _training(self, recipe: TrainConfig) -> TrainingContext:
@@ -330,7 +335,20 @@ class Pipeline:
             DeviceLatencies.load(Path(self.config.netsearch.latency))
         if not self.folder.pareto.exists():
             tables = config, self.config.netsearch, self.config.retrain
-            check_memory(self.dataset, *tables, device=self.device, workers=self.workers.sharing)
+            sharing = self.workers.sharing
+            self._let_through(
+                check_memory(self.dataset, *tables, device=self.device, workers=sharing)
+            )
+
+    def _let_through(self, recompute: frozenset[str]) -> None:
+        """Have block searches recompute their cells that would not fit into memory otherwise."""
+        self._recompute = recompute
+        if recompute:
+            self.console.print(
+                f"warning: {', '.join(sorted(recompute))}: the memory does not hold a step of this "
+                "batch, unless the insides of cells are computed again in the backward pass: the "
+                "search does so, slower and with the same result"
+            )
 
     def _check_searches(self) -> None:
         config, stages = self.config.blocksearch, stages_for(self.images.shape[1:])
@@ -368,6 +386,7 @@ class Pipeline:
             *tables,
             device=self.device,
             workers=self.workers.count,
+            recompute=self._recompute,
         )
         say(
             f"forecast from two timed steps: about {duration(expected.total_s)} (blocks "
@@ -384,7 +403,7 @@ class Pipeline:
         self, stage: str, title: str, total: int, count: Callable[[], int] | None = None
     ) -> AbstractContextManager[None]:
         """Show and time a stage; without `count`, its epochs are counted."""
-        counter = count or (lambda: self.folder.epochs_done(stage))
+        counter = count or epochs_and_warnings(self.folder.metrics, stage, self.console.print)
         return self.folder.step(self.console, stage, title, total, counter)
 
     def _describe_data(self) -> str:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from blocksearch import nas_bench_201
+from blocksearch.config import Search
 from blocksearch.engine import Cells
-from blocksearch.search import Search, SearchContext, SearchResult, build_supernet
+from blocksearch.search import SearchContext, SearchResult, build_supernet
 from blocksearch.supernet import Supernet
 from evaluation.data import worker_dataset
 from evaluation.errors import InputError

@@ -45,6 +45,11 @@ def plain_path() -> Iterator[None]:
         _plain = before
 
 
+def is_plain() -> bool:
+    """Tell whether this runs within `plain_path`."""
+    return _plain
+
+
 def refuse_second_derivative() -> None:
     """Raise in the backward pass of a function on the kernels that is to be derived itself.
 

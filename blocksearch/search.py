@@ -1,149 +1,43 @@
 """Stage one as the pipeline runs it: every configured search in a worker, then the library."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from blocksearch import nas_bench_201
+from blocksearch.config import BlockSearchConfig, Search
 from blocksearch.engine import (
     Cells,
     SearchSetup,
     Strategy,
-    WeightConfig,
     search,
     shared_weight_accuracy,
 )
 from blocksearch.forms import PLAIN, Form
 from blocksearch.library import BlockLibrary, FoundCell
-from blocksearch.ops import DARTS_OPS, LIGHT_OPS, OPS
-from blocksearch.space import Cell, SearchSpace, base_kind
+from blocksearch.space import Cell, base_kind
 from blocksearch.strategies import STRATEGIES
 from blocksearch.supernet import Supernet
 from evaluation.checkpoint import Checkpoint
 from evaluation.data import DataConfig, Dataset, worker_dataset
-from evaluation.errors import InputError
-from evaluation.memory import peak_bytes
+from evaluation.errors import InputError, reason_of
+from evaluation.memory import out_of_memory, peak_bytes, release_memory
 from evaluation.metrics import MetricsLog
 from evaluation.parallel import WorkerDied, Workers, run_tasks
 from evaluation.records import read_json, write_json
-from evaluation.training import Precision, TrainingError, uses_bfloat16
-
-OP_SETS = {"darts": DARTS_OPS, "light": LIGHT_OPS}
-SEED_STRIDE = 1000  # distance between the search seeds of two run seeds
-
-
-class BlockSearchConfig(BaseModel):
-    """The table `blocksearch`: the space, the supernet, and which strategies search it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    ops: Literal["light", "darts", "nas_bench_201"] | tuple[str, ...]
-    nodes: int = Field(ge=1, le=6)
-    edges_per_node: int = Field(ge=1)
-    channels: int = Field(ge=4, multiple_of=4)
-    cells: int = Field(ge=2)
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=2)
-    seeds: tuple[Annotated[int, Field(ge=0, lt=SEED_STRIDE)], ...] = Field(min_length=1)
-    complexity_cost: Literal["params", "flops"]
-    precision: Precision = "float32"
-    weights: WeightConfig
-    strategies: dict[str, dict[str, Any]] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _check(self) -> "BlockSearchConfig":
-        fixed = nas_bench_201.SPACE
-        if self.ops == "nas_bench_201" and (self.nodes, self.edges_per_node) != (
-            fixed.nodes,
-            fixed.edges_per_node,
-        ):
-            raise ValueError(
-                f"ops: nas_bench_201 has nodes: {fixed.nodes} and edges_per_node: "
-                f"{fixed.edges_per_node}, got {self.nodes} and {self.edges_per_node}"
-            )
-        unknown = [op for op in self.space.ops if op not in OPS]
-        if unknown:
-            raise ValueError(f"ops: unknown {unknown}; there are {', '.join(OPS)}")
-        if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError("seeds: expected distinct seeds")
-        self.searches(seed=0)
-        return self
-
-    @property
-    def space(self) -> SearchSpace:
-        """The search space of the cells."""
-        if self.ops == "nas_bench_201":
-            return nas_bench_201.SPACE
-        ops = OP_SETS[self.ops] if isinstance(self.ops, str) else self.ops
-        return SearchSpace(ops, self.nodes, edges_per_node=self.edges_per_node)
-
-    def searches(self, seed: int) -> list["Search"]:
-        """Return every search to run: strategies x swept settings x seeds.
-
-        A setting of a strategy that is given as a list is swept, one search per value.
-
-        Raises:
-            ValueError: If a strategy or one of its settings is unknown or out of range.
-        """
-        found = []
-        for strategy, settings in self.strategies.items():
-            if strategy not in STRATEGIES:
-                raise ValueError(
-                    f"strategies: unknown {strategy!r}; there are {', '.join(sorted(STRATEGIES))}"
-                )
-            swept = {key: v if isinstance(v, list) else [v] for key, v in settings.items()}
-            for key, options in swept.items():
-                if not options or any(options.count(option) > 1 for option in options):
-                    raise ValueError(f"strategies.{strategy}.{key}: expected distinct values")
-            for values in product(*swept.values()):
-                chosen = dict(zip(swept, values, strict=True))
-                try:
-                    STRATEGIES[strategy].Config(**chosen)
-                except ValidationError as error:
-                    first = error.errors()[0]
-                    key = ".".join(str(part) for part in first["loc"])
-                    raise ValueError(
-                        f"strategies.{strategy}.{key}: {first['msg']}, got {first['input']!r}"
-                    ) from error
-                label = [f"{k}={v}" for k, v in chosen.items() if len(swept[k]) > 1]
-                for own_seed in self.seeds:
-                    name = "-".join([strategy, *label, f"s{own_seed}"])
-                    found.append(
-                        Search(name, strategy, tuple(chosen.items()), seed * SEED_STRIDE + own_seed)
-                    )
-        return found
-
-
-@dataclass(frozen=True)
-class Search:
-    """One block search: a strategy with its settings and seed."""
-
-    name: str
-    strategy: str
-    settings: tuple[tuple[str, Any], ...]
-    seed: int
-
-    @property
-    def form(self) -> tuple[Any, ...]:
-        """What decides how long a step takes and what it holds: all settings that are no floats."""
-        ways = [(key, value) for key, value in self.settings if not isinstance(value, float)]
-        return self.strategy, *ways
-
-    @property
-    def label(self) -> str:
-        """The name without the seed: the strategy, and the settings that are swept."""
-        return self.name.rpartition("-s")[0]
+from evaluation.training import TrainingError, uses_bfloat16
 
 
 @dataclass(frozen=True)
 class SearchContext:
-    """What every search of a run has in common; small, since it is sent to the workers."""
+    """What every search of a run has in common; small, since it is sent to the workers.
+
+    Attributes:
+        recompute: Names of the searches that have too little memory for the insides of all cells.
+    """
 
     config: BlockSearchConfig
     data: DataConfig
@@ -153,6 +47,7 @@ class SearchContext:
     folder: Path
     metrics: Path
     checkpoint_s: float | None = None  # see `Checkpoint`
+    recompute: frozenset[str] = frozenset()
 
 
 def build_supernet(
@@ -185,9 +80,23 @@ def build_supernet(
 
 
 def make_strategy(
-    one: Search, config: BlockSearchConfig, dataset: Dataset, stages: int, device: str
+    one: Search,
+    config: BlockSearchConfig,
+    dataset: Dataset,
+    stages: int,
+    device: str,
+    *,
+    recompute: bool = False,
 ) -> Strategy:
     """Return the strategy of a search, with its supernet, on a device and ready for its first step.
+
+    Args:
+        one: The search.
+        config: Its table.
+        dataset: The images.
+        stages: Number of resolutions.
+        device: `cpu` or `cuda`.
+        recompute: Whether supernets recompute their cells in the backward pass.
 
     Raises:
         InputError: If the strategy cannot search so: a wrong space, a budget too small.
@@ -197,6 +106,7 @@ def make_strategy(
         built = build_supernet(config, dataset, stages, one.seed, form)
         built.to(device).to(memory_format=torch.channels_last)
         built.in_bfloat16 = uses_bfloat16(config.precision, torch.device(device))
+        built.recompute = recompute
         return built
 
     strategy = STRATEGIES[one.strategy]
@@ -223,11 +133,33 @@ def check_searches(
             raise InputError(f"{one.label}: {error}") from error
 
 
-def run_search(one: Search, context: SearchContext) -> None:
+def run_search(one: Search, context: SearchContext) -> str | None:
     """Run one search to its end and leave its cells in `<folder>/<name>.json`.
 
     A search that diverges leaves its failure there instead.
+
+    Returns:
+        None; or why it ran out of memory, after which it can go on from its last checkpoint.
     """
+    began = time.perf_counter()
+    try:
+        result, peak = _search_from_checkpoint(one, context)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        reason = reason_of(error)
+    else:
+        write_json(_result_path(context.folder, one), result)
+        Checkpoint(_checkpoint_path(context.folder, one)).remove()
+        log = MetricsLog(context.metrics, "blocks", one.name)
+        log.write(seconds=time.perf_counter() - began, peak_memory_mib=peak / 2**20)
+        return None
+    release_memory()  # only here: until then the error held all that the search had
+    return reason
+
+
+def _search_from_checkpoint(one: Search, context: SearchContext) -> tuple[dict[str, Any], int]:
+    """Return what a search found, or why it diverged, and its peak memory in bytes."""
     config = context.config
     dataset = worker_dataset(context.data, context.data_seed, context.device)
     strategy: Strategy | None = None
@@ -250,7 +182,10 @@ def run_search(one: Search, context: SearchContext) -> None:
 
     def whole_search() -> None:
         nonlocal strategy  # built here, so that its supernets count among the memory
-        strategy = make_strategy(one, config, dataset, context.stages, context.device)
+        recompute = one.name in context.recompute
+        strategy = make_strategy(
+            one, config, dataset, context.stages, context.device, recompute=recompute
+        )
         cells.extend(
             search(
                 strategy,
@@ -265,25 +200,20 @@ def run_search(one: Search, context: SearchContext) -> None:
             )
         )
 
-    peak = 0
     try:
         peak = peak_bytes(whole_search, context.device)
     except TrainingError as error:
-        result: dict[str, Any] = {"search": one.name, "failure": str(error)}
-    else:
-        assert strategy is not None
-        valid, supernet = dataset.search_valid, strategy.supernet
-        candidates = [
-            {
-                "cells": {kind: cell.to_json() for kind, cell in candidate.items()},
-                "score": shared_weight_accuracy(supernet, candidate, valid),
-            }
-            for candidate in cells
-        ]
-        result = {"search": one.name, "candidates": candidates}
-    write_json(_result_path(context.folder, one), result)
-    checkpoint.remove()
-    log.write(seconds=time.perf_counter() - began, peak_memory_mib=peak / 2**20)
+        return {"search": one.name, "failure": str(error)}, 0
+    assert strategy is not None
+    valid, supernet = dataset.search_valid, strategy.supernet
+    candidates = [
+        {
+            "cells": {kind: cell.to_json() for kind, cell in candidate.items()},
+            "score": shared_weight_accuracy(supernet, candidate, valid),
+        }
+        for candidate in cells
+    ]
+    return {"search": one.name, "candidates": candidates}, peak
 
 
 def search_blocks(
@@ -328,7 +258,7 @@ def run_searches(
     """Run those searches that have no result yet in workers, and return the results of all.
 
     Raises:
-        InputError: If a worker died, or a result is damaged.
+        InputError: If memory does not suffice, or a result is damaged.
     """
     missing = [one for one in searches if not _result_path(context.folder, one).exists()]
     for one in searches:
@@ -336,13 +266,43 @@ def run_searches(
             _read_result(_result_path(context.folder, one))  # damage is told before hours of work
             Checkpoint(_checkpoint_path(context.folder, one)).remove()  # a kill may have left it
     context.folder.mkdir(parents=True, exist_ok=True)
-    tasks = {one.name: (one, context) for one in missing}
     threads = threads_of(searches, workers.cores)
     enough = replace(workers, count=min(workers.count, len(searches)))
-    for name, outcome in run_tasks(run_search, tasks, enough, threads):
-        if isinstance(outcome, WorkerDied):
-            raise InputError(f"block search {name}: {outcome}; is there enough memory?")
+    _run_each({one.name: one for one in missing}, context, enough, threads)
     return [_read_result(_result_path(context.folder, one)) for one in searches]
+
+
+def _run_each(
+    searches: Mapping[str, Search], context: SearchContext, workers: Workers, threads: int
+) -> None:
+    """Run searches; those for which memory does not suffice once again, with cells recomputed.
+
+    In new workers: memory that a search has cut into pieces does not all come back.
+
+    Raises:
+        InputError: If memory does not suffice then either.
+    """
+    left, is_again = dict(searches), False
+    while left:
+        short: dict[str, Search] = {}
+        tasks = {name: (one, context) for name, one in left.items()}
+        for name, outcome in run_tasks(run_search, tasks, workers, threads, anew=is_again):
+            if outcome is None:
+                continue
+            died = isinstance(outcome, WorkerDied)
+            why = f"{outcome}; is there enough memory?" if died else f"out of memory ({outcome})"
+            if name in context.recompute:
+                raise InputError(
+                    f"block search {name}: {why}, even with its cells recomputed; lower "
+                    "blocksearch.batch_size or blocksearch.channels"
+                )
+            MetricsLog(context.metrics, "blocks", name).write(
+                warning=f"{why}; it is started again from its last checkpoint and computes its "
+                "cells twice, in the backward pass as well: slower, with the same result"
+            )
+            short[name] = left[name]
+        context = replace(context, recompute=context.recompute.union(short))
+        left, is_again = short, True
 
 
 def threads_of(searches: Sequence[Search], workers: int) -> int:

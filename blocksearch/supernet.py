@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from blocksearch.cells import MixedCell
 from blocksearch.forms import PLAIN, Form
 from blocksearch.ops import ResidualReduction, op_cost
+from blocksearch.recompute import recomputed
 from blocksearch.relaxation import Gates
 from blocksearch.space import KINDS, Cell, SearchSpace
 from blocksearch.stack import STEM_MULTIPLIER, PlacedCell, Stack, layout
@@ -29,9 +30,11 @@ class Supernet(nn.Module):
         kinds: Of cells; where every cell is a kind of its own, `normal@0` and so on, by position.
         kind_of_cell: Index of the kind of each cell; None for a fixed residual block.
         in_bfloat16: Compute in bfloat16 where autocast allows; the logits stay float32.
+        recompute: Keep the insides of no cell for the backward pass, see `blocksearch.recompute`.
     """
 
     in_bfloat16 = False
+    recompute = False
 
     def __init__(
         self,
@@ -152,7 +155,10 @@ class Supernet(nn.Module):
             s0 = s1 = self.stem(x)
             for position, cell in enumerate(self.cells):
                 chosen = (gates, row_of[position]) if position in row_of else ()
-                s0, s1 = s1, cell(s0, s1, *chosen)
+                if self.recompute and torch.is_grad_enabled():
+                    s0, s1 = s1, recomputed(cell, s0, s1, *chosen)
+                else:
+                    s0, s1 = s1, cell(s0, s1, *chosen)
             if self.head is not None:
                 s1 = self.head(s1)
             logits: Tensor = self.classifier(s1.mean(dim=(2, 3)))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from blocksearch.search import BlockSearchConfig
+from blocksearch.config import BlockSearchConfig
 from configs import read_config
 from evaluation.data import DataConfig
 from evaluation.errors import InputError

@@ -4,6 +4,7 @@ A GPU is asked through PyTorch's allocator, a CPU through Linux's files on memor
 """
 
 import ctypes
+import gc
 import os
 import resource
 import sys
@@ -20,6 +21,12 @@ POLL_S = 0.001
 KIB = 1024
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
+NONE_LEFT = (  # what a RuntimeError says of a CPU: torch's allocator, C++, and oneDNN, which has no
+    "can't allocate memory",  # other words for it
+    "std::bad_alloc",
+    "could not create a primitive",
+)
+
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
 LIMITS = {  # of a control group, in version 2 and 1: the file of its limit and that of its use
@@ -30,7 +37,7 @@ LIMITS = {  # of a control group, in version 2 and 1: the file of its limit and 
 
 def out_of_memory(error: BaseException) -> bool:
     """Tell whether an error says that there was no memory left, on a GPU or a CPU."""
-    cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    cpu = isinstance(error, RuntimeError) and any(text in str(error) for text in NONE_LEFT)
     return cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
@@ -67,6 +74,13 @@ def keep_freed_memory() -> bool:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all((mallopt(M_TRIM_THRESHOLD, -1), mallopt(M_MMAP_MAX, 0)))
+
+
+def release_memory() -> None:
+    """Free what only cycles hold, and what torch's allocator for GPUs keeps for later."""
+    gc.collect()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
 
 
 def available_bytes(device: torch.device | str) -> int:

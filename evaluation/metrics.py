@@ -6,13 +6,13 @@ of a run a line ends with a check of itself, see `evaluation.manifest`.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evaluation.bounded import MOST_LOG_BYTES, read_bounded
-from evaluation.errors import naming
+from evaluation.errors import naming, printable
 from evaluation.manifest import salt_of, sealed, unsealed
 
 ADDED = ("time_s", "epoch", "seconds", "wall_s")
@@ -46,6 +46,29 @@ def _is_sound(event: dict[str, Any]) -> bool:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the events of a log, passing over lines cut short by a kill, and damaged ones."""
     return [event for event in _events(path) if event is not None]
+
+
+def epochs_and_warnings(path: Path, stage: str, say: Callable[[str], None]) -> Callable[[], int]:
+    """Return what counts the epochs that a stage has logged, over all its tasks.
+
+    Each call also says the warnings of the stage that came since the one before, or this one.
+    """
+    told = sum("warning" in event for event in _of_stage(path, stage))  # by an earlier call
+
+    def count() -> int:
+        nonlocal told
+        events = _of_stage(path, stage)
+        warnings = [event for event in events if "warning" in event]
+        for event in warnings[told:]:
+            say(printable(f"warning: {event['task']}: {event['warning']}"))
+        told = len(warnings)
+        return len({(event["task"], event["epoch"]) for event in events if "epoch" in event})
+
+    return count
+
+
+def _of_stage(path: Path, stage: str) -> list[dict[str, Any]]:
+    return [event for event in read_metrics(path) if event["stage"] == stage]
 
 
 def damaged_lines(path: Path) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
 from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import joblib
 import torch
@@ -135,6 +135,7 @@ def run_tasks(
     threads: int = 1,
     *,
     minutes: float | None = None,
+    anew: bool = False,
 ) -> Iterator[tuple[K, R | WorkerDied]]:
     """Yield (key, function(*arguments)) once for every task, in the order in which they end.
 
@@ -147,6 +148,8 @@ def run_tasks(
         workers: With one of backend loky, and no limits, the tasks run in this process.
         threads: Compute threads of each worker.
         minutes: After which the worker of a task is killed, whatever it is at; None: never.
+        anew: Whether worker processes of this machine are started for these tasks, so that they
+            hold nothing of earlier ones.
 
     Raises:
         InputError: If a cluster cannot be used.
@@ -167,6 +170,8 @@ def run_tasks(
         for key, arguments in tasks.items()
     }
     if here:
+        if anew:
+            _executor(workers.count, reuse=False)
         return _in_processes(calls, workers.count)
     cluster = clusters.connect(workers.backend, workers.address, workers.count)
     return clusters.results(cluster, calls, workers.count, workers.device)
@@ -233,10 +238,7 @@ def _results(tasks: Mapping[K, Task[R]], count: int) -> Generator[tuple[K, R], N
     Raises:
         TerminatedWorkerError: At the end, if one died.
     """
-    threads = str(max(1, joblib.cpu_count() // count))
-    executor = get_reusable_executor(
-        count, timeout=IDLE_S, initializer=_leave_signals, env=dict.fromkeys(THREADS, threads)
-    )
+    executor = _executor(count)
     died: TerminatedWorkerError | None = None
     finished = False
     try:
@@ -253,6 +255,18 @@ def _results(tasks: Mapping[K, Task[R]], count: int) -> Generator[tuple[K, R], N
             executor.shutdown(kill_workers=True)
     if died is not None:
         raise died
+
+
+def _executor(count: int, reuse: Literal["auto", False] = "auto") -> Any:
+    """Return the processes, those of an earlier call if there are as many; unless told not to."""
+    threads = str(max(1, joblib.cpu_count() // count))
+    return get_reusable_executor(
+        count,
+        timeout=IDLE_S,
+        initializer=_leave_signals,
+        env=dict.fromkeys(THREADS, threads),
+        reuse=reuse,
+    )
 
 
 def _leave_signals() -> None:

@@ -325,11 +325,6 @@ class RunFolder:
         wall_s = round(time.perf_counter() - began, 1)
         MetricsLog(self.metrics, stage, "whole").write(wall_s=wall_s)
 
-    def epochs_done(self, stage: str) -> int:
-        """Return how many epochs of a stage are logged, over all its tasks."""
-        events = [event for event in read_metrics(self.metrics) if event.get("stage") == stage]
-        return len({(event["task"], event["epoch"]) for event in events if "epoch" in event})
-
     def lost_events(self) -> int:
         """Return how many lines of the event log cannot be read, so that figures miss them."""
         return damaged_lines(self.metrics)

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from blocksearch.search import BlockSearchConfig, Search, make_strategy, threads_of
+from blocksearch.config import BlockSearchConfig, Search
+from blocksearch.search import make_strategy, threads_of
 from blocksearch.space import NORMAL, REDUCTION
 from blocksearch.stack import Stack
 from evaluation.data import AugmentConfig, Dataset, Split, batches
@@ -55,14 +56,26 @@ def forecast(
     *,
     device: str,
     workers: int,
+    recompute: frozenset[str] = frozenset(),
 ) -> Forecast:
-    """Time two steps of block search, proxy training and retraining, after one that warms up."""
+    """Time two steps of block search, proxy training and retraining, after one that warms up.
+
+    Args:
+        dataset: The images.
+        augment: What is done to them in training.
+        blocks: Table of the config.
+        networks: Table of the config.
+        retraining: Table of the config.
+        device: `cpu` or `cuda`.
+        workers: Processes at the same time.
+        recompute: Names of block searches that recompute their cells, as `check_memory` returns.
+    """
     threads = torch.get_num_threads()
     try:
         searches = blocks.searches(seed=0)
         torch.set_num_threads(threads_of(searches, workers))
         step_s = {
-            form: _time_search_steps(one, blocks, dataset, augment, device)
+            form: _time_search_steps(one, blocks, dataset, augment, device, one.name in recompute)
             for form, one in _by_form(searches).items()
         }
         torch.set_num_threads(1)  # as in the workers
@@ -93,13 +106,16 @@ def check_memory(
     *,
     device: str,
     workers: int,
-) -> None:
+) -> frozenset[str]:
     """Measure steps with small batches, and refuse a batch that all memory could not hold.
+
+    Returns:
+        Names of the block searches whose batch fits only if they recompute their cells.
 
     Raises:
         InputError: If a batch does not fit; names the key and the largest batch that does.
     """
-    check_search_memory(dataset, blocks, device=device, workers=workers)
+    recompute = check_search_memory(dataset, blocks, device=device, workers=workers)
     largest = _network(dataset, blocks, max(networks.depths), max(networks.widths))
 
     def training_steps(recipe: TrainConfig, split: Split, batch: int) -> Steps:
@@ -114,12 +130,16 @@ def check_memory(
         wanted = min(recipe.batch_size, len(split))
         steps = partial(training_steps, recipe, split)
         _check_batch(key, wanted, steps, device=device, processes=workers)
+    return recompute
 
 
 def check_search_memory(
     dataset: Dataset, blocks: BlockSearchConfig, *, device: str, workers: int
-) -> None:
+) -> frozenset[str]:
     """Measure steps of every form of block search with small batches, as `check_memory` does.
+
+    Returns:
+        Names of the searches whose batch fits only if they recompute their cells.
 
     Raises:
         InputError: If a batch does not fit; names the search and the largest batch that does.
@@ -127,8 +147,8 @@ def check_search_memory(
     searches = blocks.searches(seed=0)
     stages = stages_for(dataset.image_shape[1:])
 
-    def steps(one: Search, batch: int) -> Steps:
-        strategy = make_strategy(one, blocks, dataset, stages, device)
+    def steps(one: Search, recompute: bool, batch: int) -> Steps:
+        strategy = make_strategy(one, blocks, dataset, stages, device, recompute=recompute)
         train, valid = dataset.search_train, dataset.search_valid
         images = [next(batches(_repeated(split, batch), batch)) for split in (train, valid)]
 
@@ -140,16 +160,20 @@ def check_search_memory(
         return at_both_ends
 
     wanted = min(blocks.batch_size, len(dataset.search_train))
-    for one in _by_form(searches).values():
-        processes = min(workers, len(searches))
-        _check_batch(
-            "blocksearch",
-            wanted,
-            partial(steps, one),
-            device=device,
-            processes=processes,
-            purpose=f" for {one.strategy}",
-        )
+    room = available_bytes(device) // min(workers, len(searches))
+    tight = set()
+    for form, one in _by_form(searches).items():
+        if _largest(partial(steps, one, False), room, wanted, device) < wanted:
+            tight.add(form)
+            _check_batch(
+                "blocksearch",
+                wanted,
+                partial(steps, one, True),
+                device=device,
+                processes=min(workers, len(searches)),
+                purpose=f" for {one.strategy}, its cells recomputed,",
+            )
+    return frozenset(one.name for one in searches if one.form in tight)
 
 
 def _check_batch(
@@ -162,13 +186,17 @@ def _check_batch(
     purpose: str = "",
 ) -> None:
     room = available_bytes(device) // processes
-    fits = largest_batch(lambda batch: peak_bytes(steps(batch), device), room, wanted)
+    fits = _largest(steps, room, wanted, device)
     if fits < wanted:
         raise InputError(
             f"{key}.batch_size: {wanted} images{purpose} do not fit into the memory of {device} "
             f"({room / 2**30:.1f} GiB for each of {processes} processes); the largest batch "
             f"that does is {fits}"
         )
+
+
+def _largest(steps: Callable[[int], Steps], room: int, wanted: int, device: str) -> int:
+    return largest_batch(lambda batch: peak_bytes(steps(batch), device), room, wanted)
 
 
 def _by_form(searches: Sequence[Search]) -> dict[tuple[Any, ...], Search]:
@@ -193,9 +221,15 @@ def _steps(split: Split, batch_size: int) -> int:
 
 
 def _time_search_steps(
-    one: Search, config: BlockSearchConfig, dataset: Dataset, augment: AugmentConfig, device: str
+    one: Search,
+    config: BlockSearchConfig,
+    dataset: Dataset,
+    augment: AugmentConfig,
+    device: str,
+    recompute: bool,
 ) -> float:
-    strategy = make_strategy(one, config, dataset, stages_for(dataset.image_shape[1:]), device)
+    stages = stages_for(dataset.image_shape[1:])
+    strategy = make_strategy(one, config, dataset, stages, device, recompute=recompute)
     generator = torch.Generator().manual_seed(0)
     batch = next(batches(dataset.search_train, config.batch_size, generator, augment))
     valid = next(batches(dataset.search_valid, config.batch_size, generator, augment))

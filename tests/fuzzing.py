@@ -24,6 +24,7 @@ from evaluation.errors import InputError
 from evaluation.latency import DeviceLatencies
 from evaluation.manifest import digest_of, entry, first_line
 from evaluation.measurement import Measurements
+from evaluation.metrics import epochs_and_warnings
 from evaluation.onnx_files import onnx_session
 from evaluation.pareto import Box
 from evaluation.paretoblocks_latency import FORMAT
@@ -162,7 +163,7 @@ def write_metrics(path: Path) -> None:
 def read_metrics(path: Path) -> None:
     """Use an event log as the report and the progress do."""
     folder = RunFolder(path.parent)
-    folder.epochs_done("blocks")
+    epochs_and_warnings(folder.metrics, "blocks", str)
     folder.seconds("blocks")
 
 

@@ -9,10 +9,10 @@ import torch
 from pydantic import ValidationError
 
 import evaluation.checkpoint
+from blocksearch.config import BlockSearchConfig
 from blocksearch.library import BlockLibrary
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS
 from blocksearch.search import (
-    BlockSearchConfig,
     SearchContext,
     build_supernet,
     run_search,

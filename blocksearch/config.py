@@ -1,0 +1,120 @@
+"""The table `blocksearch` of a config, and the searches that it asks for."""
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from blocksearch import nas_bench_201
+from blocksearch.engine import WeightConfig
+from blocksearch.ops import DARTS_OPS, LIGHT_OPS, OPS
+from blocksearch.space import SearchSpace
+from blocksearch.strategies import STRATEGIES
+from evaluation.training import Precision
+
+OP_SETS = {"darts": DARTS_OPS, "light": LIGHT_OPS}
+SEED_STRIDE = 1000  # distance between the search seeds of two run seeds
+
+
+class BlockSearchConfig(BaseModel):
+    """The table `blocksearch`: the space, the supernet, and which strategies search it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ops: Literal["light", "darts", "nas_bench_201"] | tuple[str, ...]
+    nodes: int = Field(ge=1, le=6)
+    edges_per_node: int = Field(ge=1)
+    channels: int = Field(ge=4, multiple_of=4)
+    cells: int = Field(ge=2)
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=2)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=SEED_STRIDE)], ...] = Field(min_length=1)
+    complexity_cost: Literal["params", "flops"]
+    precision: Precision = "float32"
+    weights: WeightConfig
+    strategies: dict[str, dict[str, Any]] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "BlockSearchConfig":
+        fixed = nas_bench_201.SPACE
+        if self.ops == "nas_bench_201" and (self.nodes, self.edges_per_node) != (
+            fixed.nodes,
+            fixed.edges_per_node,
+        ):
+            raise ValueError(
+                f"ops: nas_bench_201 has nodes: {fixed.nodes} and edges_per_node: "
+                f"{fixed.edges_per_node}, got {self.nodes} and {self.edges_per_node}"
+            )
+        unknown = [op for op in self.space.ops if op not in OPS]
+        if unknown:
+            raise ValueError(f"ops: unknown {unknown}; there are {', '.join(OPS)}")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("seeds: expected distinct seeds")
+        self.searches(seed=0)
+        return self
+
+    @property
+    def space(self) -> SearchSpace:
+        """The search space of the cells."""
+        if self.ops == "nas_bench_201":
+            return nas_bench_201.SPACE
+        ops = OP_SETS[self.ops] if isinstance(self.ops, str) else self.ops
+        return SearchSpace(ops, self.nodes, edges_per_node=self.edges_per_node)
+
+    def searches(self, seed: int) -> list["Search"]:
+        """Return every search to run: strategies x swept settings x seeds.
+
+        A setting of a strategy that is given as a list is swept, one search per value.
+
+        Raises:
+            ValueError: If a strategy or one of its settings is unknown or out of range.
+        """
+        found = []
+        for strategy, settings in self.strategies.items():
+            if strategy not in STRATEGIES:
+                raise ValueError(
+                    f"strategies: unknown {strategy!r}; there are {', '.join(sorted(STRATEGIES))}"
+                )
+            swept = {key: v if isinstance(v, list) else [v] for key, v in settings.items()}
+            for key, options in swept.items():
+                if not options or any(options.count(option) > 1 for option in options):
+                    raise ValueError(f"strategies.{strategy}.{key}: expected distinct values")
+            for values in product(*swept.values()):
+                chosen = dict(zip(swept, values, strict=True))
+                try:
+                    STRATEGIES[strategy].Config(**chosen)
+                except ValidationError as error:
+                    first = error.errors()[0]
+                    key = ".".join(str(part) for part in first["loc"])
+                    raise ValueError(
+                        f"strategies.{strategy}.{key}: {first['msg']}, got {first['input']!r}"
+                    ) from error
+                label = [f"{k}={v}" for k, v in chosen.items() if len(swept[k]) > 1]
+                for own_seed in self.seeds:
+                    name = "-".join([strategy, *label, f"s{own_seed}"])
+                    found.append(
+                        Search(name, strategy, tuple(chosen.items()), seed * SEED_STRIDE + own_seed)
+                    )
+        return found
+
+
+@dataclass(frozen=True)
+class Search:
+    """One block search: a strategy with its settings and seed."""
+
+    name: str
+    strategy: str
+    settings: tuple[tuple[str, Any], ...]
+    seed: int
+
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """What decides how long a step takes and what it holds: all settings that are no floats."""
+        ways = [(key, value) for key, value in self.settings if not isinstance(value, float)]
+        return self.strategy, *ways
+
+    @property
+    def label(self) -> str:
+        """The name without the seed: the strategy, and the settings that are swept."""
+        return self.name.rpartition("-s")[0]
