@@ -369,7 +369,6 @@ def test_under_a_real_limit_a_search_finds_what_it_finds_without(tmp_path):
         get_reusable_executor().shutdown(kill_workers=True)
     assert needed[whole.folder] - needed[tight.folder] > 120
     between = 0.6 * needed[tight.folder] + 0.4 * needed[whole.folder]
-    print(needed.values(), between)
     limit = Workers(1, memory_mib=int(between))
     run_searches(limited, searches, limit)
     (warning,) = warnings_of(tmp_path / "limited")
