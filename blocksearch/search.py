@@ -1,8 +1,10 @@
 """Stage one as the pipeline runs it: every configured search in a worker, then the library."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,19 +24,20 @@ from blocksearch.engine import (
 from blocksearch.forms import PLAIN, Form
 from blocksearch.library import BlockLibrary, FoundCell
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS, OPS
-from blocksearch.space import Cell, SearchSpace, base_kind
+from blocksearch.space import MOST_NODES, Cell, SearchSpace, base_kind
 from blocksearch.strategies import STRATEGIES
 from blocksearch.supernet import Supernet
 from evaluation.checkpoint import Checkpoint
 from evaluation.data import DataConfig, Dataset, worker_dataset
 from evaluation.errors import InputError
-from evaluation.memory import peak_bytes
+from evaluation.memory import peak_bytes, require_room
 from evaluation.metrics import MetricsLog
 from evaluation.parallel import WorkerDied, Workers, run_tasks
 from evaluation.records import read_json, write_json
-from evaluation.training import Precision, TrainingError, uses_bfloat16
+from evaluation.training import MOST_COUNTED, Precision, TrainingError, uses_bfloat16
 
 OP_SETS = {"darts": DARTS_OPS, "light": LIGHT_OPS}
+MOST_SEARCHES, MOST_CHANNELS, MOST_CELLS = 1000, 4096, 100
 SEED_STRIDE = 1000  # distance between the search seeds of two run seeds
 
 
@@ -45,11 +48,11 @@ class BlockSearchConfig(BaseModel):
 
     ops: Literal["light", "darts", "nas_bench_201"] | tuple[str, ...]
     nodes: int = Field(ge=1, le=6)
-    edges_per_node: int = Field(ge=1)
-    channels: int = Field(ge=4, multiple_of=4)
-    cells: int = Field(ge=2)
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=2)
+    edges_per_node: int = Field(ge=1, le=MOST_NODES)
+    channels: int = Field(ge=4, multiple_of=4, le=MOST_CHANNELS)
+    cells: int = Field(ge=2, le=MOST_CELLS)
+    epochs: int = Field(ge=1, le=MOST_COUNTED)
+    batch_size: int = Field(ge=2, le=MOST_COUNTED)
     seeds: tuple[Annotated[int, Field(ge=0, lt=SEED_STRIDE)], ...] = Field(min_length=1)
     complexity_cost: Literal["params", "flops"]
     precision: Precision = "float32"
@@ -91,6 +94,7 @@ class BlockSearchConfig(BaseModel):
         Raises:
             ValueError: If a strategy or one of its settings is unknown or out of range.
         """
+        self._check_count()
         found = []
         for strategy, settings in self.strategies.items():
             if strategy not in STRATEGIES:
@@ -118,6 +122,20 @@ class BlockSearchConfig(BaseModel):
                         Search(name, strategy, tuple(chosen.items()), seed * SEED_STRIDE + own_seed)
                     )
         return found
+
+    def _check_count(self) -> None:
+        """Refuse lists whose product would be searches without end, without making it."""
+        lists = {
+            name: [len(values) for values in settings.values() if isinstance(values, list)]
+            for name, settings in self.strategies.items()
+        }
+        count = sum(map(math.prod, lists.values())) * len(self.seeds)
+        if count > MOST_SEARCHES:
+            largest = max(lists, key=lambda name: math.prod(lists[name]))
+            raise ValueError(
+                f"strategies.{largest}: expected lists and seeds that make at most "
+                f"{MOST_SEARCHES:,} searches, got {count if count < 10**18 else '10**18 or more'}"
+            )
 
 
 @dataclass(frozen=True)
@@ -160,20 +178,27 @@ def build_supernet(
     """Build the supernet on the CPU, its initial weights drawn from `seed` alone.
 
     Raises:
-        InputError: If it has too few cells for the stages, or cannot be built in that form.
+        InputError: If it has too few cells, or cannot be built in that form or in this memory.
     """
+    build = partial(
+        Supernet,
+        config.space,
+        dataset.image_shape,
+        dataset.classes,
+        channels=config.channels,
+        cells=config.cells,
+        stages=stages,
+        form=form,
+    )
     try:
         with torch.random.fork_rng(devices=[]):
+            with torch.device("meta"):
+                needed = sum(weight.nbytes for weight in build().parameters())
+            require_room("blocksearch.channels: the supernet", needed, "cpu")
             torch.manual_seed(seed)
-            return Supernet(
-                config.space,
-                dataset.image_shape,
-                dataset.classes,
-                channels=config.channels,
-                cells=config.cells,
-                stages=stages,
-                form=form,
-            )
+            return build()
+    except InputError:
+        raise
     except ValueError as error:
         if form != PLAIN:
             raise InputError(f"blocksearch.channels: {error}") from error

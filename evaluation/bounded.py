@@ -18,6 +18,7 @@ MOST_JSON_BYTES = 64 * 2**20
 MOST_LOG_BYTES = 2**30  # an archive of 10,000 networks has about 4 MB
 MOST_CONFIG_BYTES = 100_000
 MOST_CONFIG_VALUES = 20_000  # with what its aliases repeat
+MOST_COUNT = 10**18  # of a budget, params or the like: below what arrays of integers hold
 DEEPEST = 64  # tables and lists within one another; ours have at most 7
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|\\U0000[dD][89a-fA-F]")
 INTEGER, MOST_DIGITS = "tag:yaml.org,2002:int", 100
