@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from pydantic import BaseModel, Field
 from sklearn.datasets import load_digits
 
+from evaluation.bounded import check_file
 from evaluation.errors import InputError
 from evaluation.memory import available_bytes, require_room
 
@@ -43,6 +44,7 @@ BAD_IMAGE = (  # what Pillow's readers raise on damaged files
 )
 # Not all that Pillow knows: for EPS it starts another program, and others are seldom tested.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+MOST_IMAGE_BYTES = 2**30
 MOST_PIXELS = 80_000_000  # below Pillow's own limit, where it only warns
 BAD_NPZ = (
     OSError,
@@ -180,6 +182,8 @@ def _read_torchvision(config: DataConfig) -> Source:
 def _read_npz(config: DataConfig) -> Source:
     """MedMNIST's layout: `train_images`, `train_labels`; perhaps `val_*`, `test_*`, class names."""
     path = Path(config.root or "").expanduser()
+    if path.is_file():
+        check_file(path, available_bytes("cpu"))
     undamaged = path.is_file() and zipfile.is_zipfile(path)
     require(undamaged, f"data.root={config.root}: expected an undamaged .npz file")
     arrays: dict[str, NDArray[Any]] = {}
@@ -299,6 +303,7 @@ def read_image(path: Path, size: tuple[int, int], mode: str = "RGB") -> Pixels:
     """
     try:
         require(path.is_file(), f"{path}: expected an image, got no file")  # a pipe would wait
+        check_file(path, MOST_IMAGE_BYTES)
         with Image.open(path, formats=FORMATS) as stored:
             pixels_n = stored.width * stored.height
             require(
