@@ -8,6 +8,7 @@ between residual blocks. A cell that a search finds is looked up instead of trai
 import csv
 import gzip
 import io
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -145,5 +146,5 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         if len(text) > MOST_TABLE_CHARACTERS:
             raise InputError(f"{path}: expected at most {MOST_TABLE_CHARACTERS:,} characters")
         return list(csv.DictReader(io.StringIO(text, newline="")))
-    except (EOFError, OSError, UnicodeDecodeError, csv.Error) as error:
+    except (EOFError, OSError, UnicodeDecodeError, csv.Error, zlib.error) as error:
         raise InputError(f"{path}: damaged: {error}") from error

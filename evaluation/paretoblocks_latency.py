@@ -330,10 +330,11 @@ def _run_once(path: Path, options: Options) -> str:
     """Check that a file loads and runs, and return its name."""
     check_model(path)
     session = _session(path, options)
-    inputs = _inputs(path, session, options.batch)
     try:
-        session.run(None, inputs)
+        session.run(None, _inputs(path, session, options.batch))
         name: str = session.get_modelmeta().custom_metadata_map.get(NAME_KEY, path.stem)
+    except LatencyError:
+        raise
     except Exception as error:  # as above
         raise LatencyError(f"{path}: cannot be run: {error}") from error
     return name

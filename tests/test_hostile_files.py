@@ -184,6 +184,15 @@ def test_a_table_that_inflates_beyond_its_bound_is_refused(tmp_path):
         read_rows(path)
 
 
+def test_a_table_with_a_damaged_stream_is_named(tmp_path):
+    path = tmp_path / "a.csv.gz"
+    data = bytearray(gzip.compress(b"index,ops\n1,0\n"))
+    data[10] |= 0b110  # a kind of block that there is not
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"a\.csv\.gz: damaged"):
+        read_rows(path)
+
+
 def test_a_table_of_the_most_characters_is_read(tmp_path, monkeypatch):
     path = tmp_path / "a.csv.gz"
     path.write_bytes(gzip.compress(b"index,ops\n1,0\n"))

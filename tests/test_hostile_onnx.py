@@ -207,6 +207,14 @@ def test_what_nests_without_end_is_refused(folder):
         check_model(path)
 
 
+def test_an_axis_whose_name_is_no_text_is_an_error_of_the_file(folder):
+    path = folder / "a.onnx"
+    whole = model([onnx.helper.make_node("Relu", ["x"], ["y"])]).SerializeToString()
+    path.write_bytes(whole.replace(b"batch", b"batc\x80"))
+    with pytest.raises(LatencyError, match=r"a\.onnx: cannot be run: .*utf-8"):
+        time_file(path, **QUICK)
+
+
 @pytest.mark.parametrize("name", [b"\xff", b"\xed\xa0\x80"])
 def test_names_that_are_no_text_are_an_error_of_the_file_and_print_nothing(name, folder, capfd):
     path = folder / "a.onnx"
