@@ -8,6 +8,7 @@ import os
 import resource
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from blocksearch.nas_bench_201 import MOST_TABLE_CHARACTERS, read_rows
-from evaluation.bounded import MOST_LOG_BYTES
+from evaluation.bounded import MOST_LOG_BYTES, read_bounded
 from evaluation.checkpoint import FORMAT, Checkpoint, Position
 from evaluation.errors import InputError
 from evaluation.manifest import MANIFEST, digest_of, enlist, first_line
@@ -213,6 +214,13 @@ def test_a_manifest_of_a_terabyte_or_that_is_a_pipe_is_refused(tmp_path):
     os.mkfifo(manifest)
     with pytest.raises(InputError, match=f"{MANIFEST}: expected a file, got a pipe"):
         enlist(tmp_path / "a.json", "00")
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux has such files")
+def test_a_file_that_has_more_than_it_says_is_read_no_further_than_its_bound():
+    assert Path("/proc/self/maps").stat().st_size == 0
+    with pytest.raises(InputError, match="expected at most 100 bytes, got more"):
+        read_bounded(Path("/proc/self/maps"), 100)
 
 
 def test_a_listed_file_that_is_a_pipe_is_not_waited_for(tmp_path):
