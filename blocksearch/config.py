@@ -1,5 +1,6 @@
 """The table `blocksearch` of a config, and the searches that it asks for."""
 
+import math
 from dataclasses import dataclass
 from itertools import product
 from typing import Annotated, Any, Literal
@@ -9,11 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from blocksearch import nas_bench_201
 from blocksearch.engine import WeightConfig
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS, OPS
-from blocksearch.space import SearchSpace
+from blocksearch.space import MOST_NODES, SearchSpace
 from blocksearch.strategies import STRATEGIES
-from evaluation.training import Precision
+from evaluation.training import MOST_COUNTED, Precision
 
 OP_SETS = {"darts": DARTS_OPS, "light": LIGHT_OPS}
+MOST_SEARCHES, MOST_CHANNELS, MOST_CELLS = 1000, 4096, 100
 SEED_STRIDE = 1000  # distance between the search seeds of two run seeds
 
 
@@ -24,11 +26,11 @@ class BlockSearchConfig(BaseModel):
 
     ops: Literal["light", "darts", "nas_bench_201"] | tuple[str, ...]
     nodes: int = Field(ge=1, le=6)
-    edges_per_node: int = Field(ge=1)
-    channels: int = Field(ge=4, multiple_of=4)
-    cells: int = Field(ge=2)
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=2)
+    edges_per_node: int = Field(ge=1, le=MOST_NODES)
+    channels: int = Field(ge=4, multiple_of=4, le=MOST_CHANNELS)
+    cells: int = Field(ge=2, le=MOST_CELLS)
+    epochs: int = Field(ge=1, le=MOST_COUNTED)
+    batch_size: int = Field(ge=2, le=MOST_COUNTED)
     seeds: tuple[Annotated[int, Field(ge=0, lt=SEED_STRIDE)], ...] = Field(min_length=1)
     complexity_cost: Literal["params", "flops"]
     precision: Precision = "float32"
@@ -70,6 +72,7 @@ class BlockSearchConfig(BaseModel):
         Raises:
             ValueError: If a strategy or one of its settings is unknown or out of range.
         """
+        self._check_count()
         found = []
         for strategy, settings in self.strategies.items():
             if strategy not in STRATEGIES:
@@ -97,6 +100,20 @@ class BlockSearchConfig(BaseModel):
                         Search(name, strategy, tuple(chosen.items()), seed * SEED_STRIDE + own_seed)
                     )
         return found
+
+    def _check_count(self) -> None:
+        """Refuse lists whose product would be searches without end, without making it."""
+        lists = {
+            name: [len(values) for values in settings.values() if isinstance(values, list)]
+            for name, settings in self.strategies.items()
+        }
+        count = sum(map(math.prod, lists.values())) * len(self.seeds)
+        if count > MOST_SEARCHES:
+            largest = max(lists, key=lambda name: math.prod(lists[name]))
+            raise ValueError(
+                f"strategies.{largest}: expected lists and seeds that make at most "
+                f"{MOST_SEARCHES:,} searches, got {count if count < 10**18 else '10**18 or more'}"
+            )
 
 
 @dataclass(frozen=True)

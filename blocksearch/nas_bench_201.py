@@ -7,6 +7,8 @@ between residual blocks. A cell that a search finds is looked up instead of trai
 
 import csv
 import gzip
+import io
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +26,7 @@ SPACE = SearchSpace(
     output="last",
     dense=True,
 )
+MOST_TABLE_CHARACTERS = 64 * 2**20  # the largest of ours has 3.5 million
 CELLS = len(OPS) ** len(SPACE.edges)
 
 
@@ -139,6 +142,9 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         raise InputError(f"{path}: no such table")
     try:
         with gzip.open(path, "rt", newline="") as file:
-            return list(csv.DictReader(file))
-    except (EOFError, OSError, UnicodeDecodeError, csv.Error) as error:
+            text = file.read(MOST_TABLE_CHARACTERS + 1)
+        if len(text) > MOST_TABLE_CHARACTERS:
+            raise InputError(f"{path}: expected at most {MOST_TABLE_CHARACTERS:,} characters")
+        return list(csv.DictReader(io.StringIO(text, newline="")))
+    except (EOFError, OSError, UnicodeDecodeError, csv.Error, zlib.error) as error:
         raise InputError(f"{path}: damaged: {error}") from error

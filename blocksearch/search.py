@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from blocksearch.supernet import Supernet
 from evaluation.checkpoint import Checkpoint
 from evaluation.data import DataConfig, Dataset, worker_dataset
 from evaluation.errors import InputError, reason_of
-from evaluation.memory import out_of_memory, peak_bytes, release_memory
+from evaluation.memory import out_of_memory, peak_bytes, release_memory, require_room
 from evaluation.metrics import MetricsLog
 from evaluation.parallel import WorkerDied, Workers, run_tasks
 from evaluation.records import read_json, write_json
@@ -56,20 +57,27 @@ def build_supernet(
     """Build the supernet on the CPU, its initial weights drawn from `seed` alone.
 
     Raises:
-        InputError: If it has too few cells for the stages, or cannot be built in that form.
+        InputError: If it has too few cells, or cannot be built in that form or in this memory.
     """
+    build = partial(
+        Supernet,
+        config.space,
+        dataset.image_shape,
+        dataset.classes,
+        channels=config.channels,
+        cells=config.cells,
+        stages=stages,
+        form=form,
+    )
     try:
         with torch.random.fork_rng(devices=[]):
+            with torch.device("meta"):
+                needed = sum(weight.nbytes for weight in build().parameters())
+            require_room("blocksearch.channels: the supernet", needed, "cpu")
             torch.manual_seed(seed)
-            return Supernet(
-                config.space,
-                dataset.image_shape,
-                dataset.classes,
-                channels=config.channels,
-                cells=config.cells,
-                stages=stages,
-                form=form,
-            )
+            return build()
+    except InputError:
+        raise
     except ValueError as error:
         if form != PLAIN:
             raise InputError(f"blocksearch.channels: {error}") from error

@@ -16,8 +16,10 @@ from evaluation.errors import InputError
 
 MOST_JSON_BYTES = 64 * 2**20
 MOST_LOG_BYTES = 2**30  # an archive of 10,000 networks has about 4 MB
+MOST_FILE_BYTES = 2**36  # of any file of a run
 MOST_CONFIG_BYTES = 100_000
 MOST_CONFIG_VALUES = 20_000  # with what its aliases repeat
+MOST_COUNT = 10**18  # of a budget, params or the like: below what arrays of integers hold
 DEEPEST = 64  # tables and lists within one another; ours have at most 7
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|\\U0000[dD][89a-fA-F]")
 INTEGER, MOST_DIGITS = "tag:yaml.org,2002:int", 100
@@ -32,16 +34,23 @@ BAD_YAML = (  # impossible dates, empty numbers and the like are not YAMLError
 )
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path, most: int | None = None) -> None:
     """Refuse what is there and no file: a pipe or a device could be waited for without end.
+
+    Args:
+        path: The file.
+        most: Bytes that it may have; None sets no bound.
 
     Raises:
         OSError: If there is nothing.
-        InputError: If it is something else than a file or a folder.
+        InputError: If it is something else than a file or a folder, or larger.
     """
-    mode = path.stat().st_mode
+    found = path.stat()
+    mode = found.st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a folder has its own error
         raise InputError(f"{path}: expected a file, got a pipe, a device or a socket")
+    if most is not None and found.st_size > most:
+        raise InputError(f"{path}: expected at most {most:,} bytes, got {found.st_size:,}")
 
 
 def read_bounded(path: Path, most: int) -> bytes:
@@ -51,9 +60,9 @@ def read_bounded(path: Path, most: int) -> bytes:
         OSError: If there is none, or it cannot be read.
         InputError: If it is larger, or no file.
     """
-    check_file(path)
+    check_file(path, most)
     with path.open("rb") as file:
-        data = file.read(most + 1)
+        data = file.read(most + 1)  # it may have grown
     if len(data) > most:
         raise InputError(f"{path}: expected at most {most:,} bytes, got more")
     return data

@@ -8,6 +8,7 @@ import hashlib
 import io
 import pickle
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +17,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from evaluation.bounded import check_file
+from evaluation.bounded import read_bounded
 from evaluation.errors import DAMAGED, InputError, reason_of
+from evaluation.memory import available_bytes
 from evaluation.records import write_atomic
 
 EVERY_S = 60.0  # default of what a kill may cost, beside the time that a checkpoint takes
 FORMAT = b"paretoblocks checkpoint 1\n"
+ZIP = b"PK\x03\x04"
 DIGEST_BYTES = hashlib.sha256().digest_size
-NO_STATE = (*DAMAGED, pickle.UnpicklingError)  # also what parts raise on no state of theirs
+# also what torch and the parts raise on what is no state of theirs
+NO_STATE = (*DAMAGED, pickle.UnpicklingError, zipfile.BadZipFile)
 
 State = dict[str, Any]
 
@@ -161,15 +165,39 @@ class Checkpoint:
         self.before.unlink(missing_ok=True)
 
     def _read(self, path: Path) -> State:
-        check_file(path)
-        file = io.BytesIO(path.read_bytes())
+        file = io.BytesIO(read_bounded(path, available_bytes("cpu")))
         if file.read(len(FORMAT)) != FORMAT:
             raise ValueError("it does not begin as a checkpoint does")
         digest, data = file.read(DIGEST_BYTES), file.read()
         if hashlib.sha256(data).digest() != digest:
             raise ValueError("its content is not what was written")
-        found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        found = _loaded(data)
         if found["of"] != self._of:
             raise ValueError("it is of another training")
         states: State = found["states"]
         return states
+
+
+def _loaded(data: bytes) -> Any:
+    """Return what `torch.save` wrote, if reading it takes no more memory than it has bytes.
+
+    Raises:
+        ValueError: If it is no archive, its members are declared larger, or a tensor shows the
+            same values again and again.
+    """
+    if not data.startswith(ZIP):  # torch would read an older format, which declares sizes
+        raise ValueError("it is no archive of tensors")
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        declared = sum(member.file_size for member in archive.infolist())
+    if declared > len(data):
+        raise ValueError(f"it declares {declared:,} bytes in {len(data):,}")
+    found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    left, seen = [found], set[int]()
+    while left:
+        one = left.pop()
+        if isinstance(one, Tensor) and one.nbytes > one.untyped_storage().nbytes():
+            raise ValueError(f"it declares a tensor {tuple(one.shape)} of fewer values")
+        if isinstance(one, dict | list | tuple) and id(one) not in seen:
+            seen.add(id(one))
+            left += one.values() if isinstance(one, dict) else one
+    return found

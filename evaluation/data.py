@@ -28,6 +28,7 @@ from evaluation.sources import (
     fit,
     read_source,
     require,
+    require_images_fit,
 )
 
 __all__ = ["AugmentConfig", "DataConfig", "Dataset", "Split", "batches", "cycle", "load_dataset"]
@@ -108,7 +109,9 @@ def load_dataset(config: DataConfig, seed: int) -> Dataset:
     part = _divide(source, config, np.random.default_rng(seed))
     order = np.argsort(part, kind="stable")
     valid, test, end = (int(i) for i in np.searchsorted(part[order], [VALID, TEST, LEFT_OUT]))
-    images = torch.from_numpy(_unify(source.images, config)[order[:end]])
+    pixels = _unify(source.images, config)
+    _check_padding(config.augment, min(pixels.shape[2:]))
+    images = torch.from_numpy(pixels[order[:end]])
     labels = torch.from_numpy(source.labels[order[:end]])
     mean, std = _mean_and_std(images[:valid])
     digest = hashlib.sha256(repr((tuple(images.shape), valid, test)).encode())
@@ -243,6 +246,15 @@ def _check_classes(source: Source, where: str) -> None:
     )
 
 
+def _check_padding(augment: AugmentConfig, side_px: int) -> None:
+    """Refuse a border beyond which crops would see nothing else, and whose memory has no bound."""
+    require(
+        augment.pad_px <= side_px,
+        f"data.augment.pad_px: expected at most {side_px}, the side of the images, "
+        f"got {augment.pad_px}",
+    )
+
+
 def _divide(source: Source, config: DataConfig, rng: np.random.Generator) -> Integers:
     """Return the part of each image, LEFT_OUT where a limit excludes it."""
     part, classes = source.part.copy(), len(source.class_names)
@@ -295,6 +307,7 @@ def _unify(images: Pixels, config: DataConfig) -> Pixels:
     height, width = images.shape[1:3]
     size = (config.image_size_px or width, config.image_size_px or height)
     if size != (width, height) or mode != ("L" if images.ndim == 3 else "RGB"):
+        require_images_fit(len(images), size, channels=len(mode))
         images = np.stack([fit(Image.fromarray(image).convert(mode), size) for image in images])
     images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
     return np.ascontiguousarray(images)

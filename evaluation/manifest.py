@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from evaluation.bounded import parse_json
+from evaluation.bounded import MOST_FILE_BYTES, MOST_LOG_BYTES, check_file, parse_json
 from evaluation.errors import InputError, naming
 
 MANIFEST = "run.manifest.jsonl"
@@ -119,6 +119,7 @@ def enlist(path: Path, digest: str) -> None:
 
 def digest_of(path: Path) -> str:
     """Return the SHA-256 of a file."""
+    check_file(path, MOST_FILE_BYTES)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -210,7 +211,9 @@ def checked_name(name: object) -> str:
 
 def _lines(folder: Path) -> Iterator[dict[str, Any] | None]:
     """Yield the lines of a manifest, None for a damaged one."""
-    with (folder / MANIFEST).open("rb") as file:
+    path = folder / MANIFEST
+    check_file(path, MOST_LOG_BYTES)
+    with path.open("rb") as file:
         for line in file:
             if line.strip():
                 try:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from evaluation.errors import InputError
+
 MARGIN = 0.2  # part of the available memory that stays free: a CPU's peaks vary by so much
 TINY_BATCH, SMALL_BATCHES = 2, (32, 8, 3)
 POLL_S = 0.001
@@ -95,6 +97,22 @@ def available_bytes(device: torch.device | str) -> int:
     if meminfo.exists():
         return min([_kib(meminfo, "MemAvailable"), *_group_rooms()])
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def require_room(what: str, needed: int, device: torch.device | str) -> None:
+    """Refuse what would take more memory than there is, before any of it is taken.
+
+    Args:
+        what: The keys of the config that ask for it, and for what.
+        needed: Bytes.
+        device: Where.
+
+    Raises:
+        InputError: If fewer bytes are free.
+    """
+    free = available_bytes(device)
+    if needed > free:
+        raise InputError(f"{what} would take {needed:,} bytes of memory, {free:,} are free")
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device | str) -> int:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from evaluation.bounded import check_file
 from evaluation.errors import InputError, not_installed
+from evaluation.paretoblocks_latency import LatencyError, check_model
 from evaluation.records import write_atomic
 
 OPSET = 18  # what the exporter writes without converting
@@ -96,15 +96,18 @@ def onnx_session(path: Path, threads: int = 1) -> Any:
     """Open an ONNX file in ONNX Runtime, on the CPU.
 
     Raises:
-        InputError: If the extra is not installed, or it is no ONNX file that the runtime can read.
+        InputError: If the extra is not installed, or it is no ONNX file that the runtime can read,
+            or one whose weights lie elsewhere than in its folder.
     """
     try:
         import onnxruntime
         from onnxruntime.capi import onnxruntime_pybind11_state as state
     except ImportError as error:
         raise not_installed("onnx", "reading an ONNX file") from error
-    if path.exists():
-        check_file(path)
+    try:
+        check_model(path)
+    except LatencyError as error:
+        raise InputError(str(error)) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3  # errors only
@@ -117,10 +120,14 @@ def onnx_session(path: Path, threads: int = 1) -> Any:
         state.NoSuchFile,
         state.NotImplemented,
         state.RuntimeException,
+        UnicodeDecodeError,  # of a name in what the runtime says
     )
     try:
         return onnxruntime.InferenceSession(
-            str(path), sess_options=options, providers=["CPUExecutionProvider"]
+            str(path),
+            sess_options=options,
+            providers=["CPUExecutionProvider"],
+            enable_fallback=0,  # it prints to standard output, and has nothing to fall back on
         )
     except unreadable as error:
         raise InputError(f"{path}: expected an ONNX file that can run: {error}") from error

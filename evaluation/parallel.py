@@ -17,6 +17,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from evaluation import clusters
+from evaluation.errors import InputError
 from evaluation.memory import keep_freed_memory
 from evaluation.tasks import Limits, Task, WorkerDied
 
@@ -27,6 +28,10 @@ R = TypeVar("R")
 
 Backend = Literal["loky", "dask", "ray"]
 DEATHS_ALONE = 2  # of workers that had but this task; then it is given up
+MOST_WORKERS = 100_000  # of a cluster
+MOST_PER_CORE = 16  # processes of this machine: loky starts all of them at once
+MOST_MIB = 2**40
+MOST_MINUTES = 1e6
 IDLE_S = 300  # after which a worker without work ends
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -95,10 +100,10 @@ class WorkersConfig(BaseModel):
 
     backend: Backend = "loky"
     address: str | None = None
-    count: int | None = Field(default=None, ge=1)
-    memory_mib: int | None = Field(default=None, ge=1)
-    evaluation_minutes: float | None = Field(default=60.0, gt=0, allow_inf_nan=False)
-    checkpoint_minutes: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    count: int | None = Field(default=None, ge=1, le=MOST_WORKERS)
+    memory_mib: int | None = Field(default=None, ge=1, le=MOST_MIB)
+    evaluation_minutes: float | None = Field(default=60.0, gt=0, le=MOST_MINUTES)
+    checkpoint_minutes: float = Field(default=1.0, ge=0, le=MOST_MINUTES)
 
     @model_validator(mode="after")
     def _address_of_a_cluster(self) -> Self:
@@ -114,11 +119,15 @@ class WorkersConfig(BaseModel):
             count: In place of the config's, if not None.
 
         Raises:
-            InputError: If the backend is not installed, or the cluster does not answer.
+            InputError: If the backend is not installed, the cluster does not answer, or there are
+                more workers than this machine could start.
         """
         count = count or self.count
         if self.address is None and count is None:
             count = joblib.cpu_count() if device == "cpu" else max(1, torch.cuda.device_count())
+        most = MOST_PER_CORE * max(joblib.cpu_count(), torch.cuda.device_count())
+        if self.backend == "loky" and count is not None and count > most:
+            raise InputError(f"workers.count: expected at most {most} on this machine, got {count}")
         if self.backend != "loky":
             cluster = clusters.connect(self.backend, self.address, count)
             offered = cluster.size(device)

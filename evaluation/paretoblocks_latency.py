@@ -12,6 +12,9 @@ is not. There are `--rounds` through all files, each with a fresh session, and t
 least median counts, since other processes only ever add time. The clock is that of the thread
 where one thread of a CPU computes: it stands still while another process has the core. Else it is
 the wall clock.
+
+A file may come from a stranger: it is read with files of the same folder and no others, and inputs
+that it declares too large are refused before they are drawn.
 """
 
 from __future__ import annotations
@@ -19,12 +22,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +37,20 @@ NAME_KEY = "paretoblocks.name"  # in the metadata of an ONNX file; else its stem
 CPU = "CPUExecutionProvider"
 LEAST_RUNS = 7  # of a round: the median of fewer is an accident
 MS_PER_S = 1000.0
+MOST_BYTES = 2**31  # of a file, or of one of its weights: no more fits into a protobuf
+MOST_VALUES = 2**28  # of all inputs of a run, a GiB
+DEEPEST = 100  # messages in one another; protobuf reads no deeper
+# Messages of ONNX in which tensors may lie: number of a field -> the message that it holds.
+MESSAGES: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "external"},
+}
 
 
 class LatencyError(ValueError):
@@ -122,6 +140,28 @@ def time_folder(folder: Path, options: Options, device: str | None = None) -> di
     }
 
 
+def check_model(path: Path) -> None:
+    """Refuse an ONNX file that would have another file read than those of its folder.
+
+    ONNX Runtime refuses so itself, but not in all versions.
+
+    Raises:
+        LatencyError: If it is no file or no ONNX, larger than 2 GiB, or names such a file.
+    """
+    _check_size(path)
+    try:
+        names = sorted(set(_external(memoryview(path.read_bytes()), "model", 0)))
+    except (OSError, ValueError) as error:
+        raise LatencyError(f"{path}: not an ONNX file that can be loaded: {error}") from error
+    for name in names:
+        beside = path.parent / name
+        if not beside.is_file() or beside.resolve().parent != path.resolve().parent:
+            raise LatencyError(
+                f"{path}: expected its weights in itself or in files beside it, got {name!r}"
+            )
+        _check_size(beside)
+
+
 def device_words() -> str:
     """Describe this device: model, architecture, cores, system."""
     model = _read("/proc/device-tree/model").strip("\0\n ")  # of a board, e.g. a Raspberry Pi
@@ -146,13 +186,14 @@ def main(argv: list[str] | None = None) -> None:
             raise LatencyError(f"{out}: there is no such folder to write into")
         found = time_folder(Path(given.folder), options, given.device)
     except LatencyError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_printable(str(error))}", file=sys.stderr)
         raise SystemExit(2) from error
     _write(out, json.dumps(found, indent=1) + "\n")
     print(f"{found['device']}; {found['runtime']}, threads {given.threads}, batch {given.batch}")
-    width = max(map(len, found["files"]))
+    files = {_printable(name): one for name, one in found["files"].items()}
+    width = max(map(len, files))
     print(f"{'name':{width}}  median ms  spread ms   runs")
-    for name, one in found["files"].items():
+    for name, one in files.items():
         print(f"{name:{width}} {one['median_ms']:10.4f} {one['spread_ms']:10.4f} {one['runs']:6}")
     print(f"written: {out}")
 
@@ -195,6 +236,55 @@ def _check(options: Options) -> None:
         raise LatencyError(f"--provider {options.provider}: this onnxruntime has {there}")
 
 
+def _check_size(path: Path) -> None:
+    if not path.is_file():  # a pipe would be waited for
+        raise LatencyError(f"{path}: not an ONNX file that can be loaded: there is no such file")
+    if path.stat().st_size > MOST_BYTES:
+        raise LatencyError(f"{path}: expected at most {MOST_BYTES:,} bytes, got more")
+
+
+def _external(message: memoryview, kind: str, depth: int) -> Iterator[str]:
+    """Yield the places of weights outside of the file that a message of ONNX names."""
+    if depth > DEEPEST:
+        raise ValueError("it nests too deep")
+    for number, content in _fields(message):
+        inner = MESSAGES[kind].get(number)
+        if inner == "external":
+            entry = list(_fields(content))
+            if any(bytes(value) == b"location" for _, value in entry):
+                yield from (str(value, "utf-8") for field, value in entry if field == 2)
+        elif inner is not None:
+            yield from _external(content, inner, depth + 1)
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yield number and content of those fields of a protobuf message that have a length."""
+    place = 0
+    while place < len(message):
+        tag, place = _varint(message, place)
+        kind, size = tag & 7, {1: 8, 5: 4}.get(tag & 7, 0)
+        if kind in (0, 2):
+            value, place = _varint(message, place)
+            size = value if kind == 2 else 0
+        elif not size:
+            raise ValueError("no protobuf")
+        if size > len(message) - place:
+            raise ValueError("cut off")
+        if kind == 2:
+            yield (tag & 0xFFFFFFFF) >> 3, message[place : place + size]
+        place += size
+
+
+def _varint(message: memoryview, place: int) -> tuple[int, int]:
+    """Return the integer at a place of a protobuf message, and where it ends."""
+    value = 0
+    for number, byte in enumerate(message[place : place + 10]):
+        value |= (byte & 0x7F) << 7 * number
+        if byte < 0x80:
+            return value, place + number + 1
+    raise ValueError("cut off")
+
+
 def _session(path: Path, options: Options) -> Any:
     runtime = _runtime()
     settings = runtime.SessionOptions()
@@ -202,7 +292,8 @@ def _session(path: Path, options: Options) -> Any:
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 3  # errors; a device without a known GPU makes it warn
     try:
-        return runtime.InferenceSession(str(path), settings, providers=[options.provider])
+        where = {"providers": [options.provider], "enable_fallback": 0}  # never another, unasked
+        return runtime.InferenceSession(str(path), settings, **where)
     except Exception as error:  # its errors have no base of their own
         raise LatencyError(f"{path}: not an ONNX file that can be loaded: {error}") from error
 
@@ -214,7 +305,7 @@ def _inputs(path: Path, session: Any, batch: int) -> dict[str, Any]:
     """
     import numpy
 
-    generator, inputs = numpy.random.default_rng(0), {}
+    generator, inputs, left = numpy.random.default_rng(0), {}, MOST_VALUES
     for one in session.get_inputs():
         first, rest = (one.shape or [None])[0], one.shape[1:]
         known = all(isinstance(size, int) for size in rest)
@@ -225,19 +316,27 @@ def _inputs(path: Path, session: Any, batch: int) -> dict[str, Any]:
             )
         if isinstance(first, int) and first != batch:
             raise LatencyError(f"{path}: its batch is fixed at {first}, --batch is {batch}")
+        left -= math.prod((batch, *rest))
+        if left < 0:
+            raise LatencyError(
+                f"{path}: expected inputs of at most {MOST_VALUES:,} values in all, got "
+                f"{one.name!r} of {one.shape} at --batch {batch}"
+            )
         inputs[one.name] = generator.standard_normal((batch, *rest), dtype=numpy.float32)
     return inputs
 
 
 def _run_once(path: Path, options: Options) -> str:
     """Check that a file loads and runs, and return its name."""
+    check_model(path)
     session = _session(path, options)
-    inputs = _inputs(path, session, options.batch)
     try:
-        session.run(None, inputs)
+        session.run(None, _inputs(path, session, options.batch))
+        name: str = session.get_modelmeta().custom_metadata_map.get(NAME_KEY, path.stem)
+    except LatencyError:
+        raise
     except Exception as error:  # as above
         raise LatencyError(f"{path}: cannot be run: {error}") from error
-    name: str = session.get_modelmeta().custom_metadata_map.get(NAME_KEY, path.stem)
     return name
 
 
@@ -274,6 +373,11 @@ def _entry(path: Path, rounds: list[list[float]]) -> dict[str, Any]:
         "spread_ms": MS_PER_S * (high - low),
         "runs": sum(map(len, rounds)),
     }
+
+
+def _printable(text: str) -> str:
+    """Return text whose control characters are written out: a terminal would obey them."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def _read(path: str) -> str:

@@ -41,7 +41,7 @@ def quantize(source: Path, calibration: Tensor, path: Path, metadata: Mapping[st
         from onnxruntime import quantization
     except ImportError as error:
         raise not_installed("onnx", "quantization") from error
-    model = onnx.load(source)
+    model = onnx.load(source, load_external_data=False)
     reader = _Images(model.graph.input[0].name, calibration)
     with tempfile.TemporaryDirectory() as folder, quiet():
         quantized = Path(folder, "quantized.onnx")
@@ -56,7 +56,7 @@ def quantize(source: Path, calibration: Tensor, path: Path, metadata: Mapping[st
             weight_type=quantization.QuantType.QInt8,
             calibrate_method=quantization.CalibrationMethod.MinMax,
         )
-        model = onnx.load(quantized)
+        model = onnx.load(quantized, load_external_data=False)
     _shorten_names(model.graph)
     write_atomic(path, finished(model, metadata))
 

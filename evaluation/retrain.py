@@ -21,6 +21,7 @@ from evaluation.training import TrainConfig, TrainingContext, accuracy, seeded_m
 from evaluation.weights import save_weights
 
 WEIGHTS = "weights.safetensors"
+MOST_TRIALS = 10_000
 
 
 class RetrainConfig(BaseModel):
@@ -28,8 +29,8 @@ class RetrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    members: int = Field(ge=1)
-    baselines: int = Field(ge=0)
+    members: int = Field(ge=1, le=MOST_TRIALS)
+    baselines: int = Field(ge=0, le=MOST_TRIALS)
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(min_length=1)
     train: TrainConfig
 

@@ -18,7 +18,7 @@ import yaml
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from evaluation.bounded import MOST_CONFIG_BYTES, parse_yaml, read_bounded
+from evaluation.bounded import MOST_CONFIG_BYTES, MOST_LOG_BYTES, parse_yaml, read_bounded
 from evaluation.errors import InputError
 from evaluation.manifest import (
     MANIFEST,
@@ -356,7 +356,7 @@ def _run_id(facts: Facts, config: dict[str, Any]) -> str:
 def _seal_lines(path: Path, salt: str) -> None:
     """Give the lines of an older version their checks; of a log, leave out what a kill cut."""
     found = []
-    for line in path.read_bytes().rpartition(b"\n")[0].splitlines():
+    for line in read_bounded(path, MOST_LOG_BYTES).rpartition(b"\n")[0].splitlines():
         with suppress(ValueError):
             found.append(sealed(unsealed(line, None), salt) + b"\n")
     write_atomic(path, b"".join(found))

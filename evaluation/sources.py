@@ -14,16 +14,20 @@ from PIL import Image, ImageOps
 from pydantic import BaseModel, Field
 from sklearn.datasets import load_digits
 
+from evaluation.bounded import check_file
 from evaluation.errors import DAMAGED, InputError
-from evaluation.memory import available_bytes
+from evaluation.memory import available_bytes, require_room
 
 MIN_SIDE_PX = 4
+MOST_SIDE_PX = 4096
+MOST_IMAGES = 10**9
 DEFAULT_ROOT = "~/.cache/paretoblocks"
 TRAIN, VALID, TEST = range(3)
 PARTS = {"train": TRAIN, "val": VALID, "test": TEST}  # their names in .npz files and folders
 BAD_IMAGE = (*DAMAGED, Image.DecompressionBombError, Image.DecompressionBombWarning)
 # Not all that Pillow knows: for EPS it starts another program, and others are seldom tested.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+MOST_IMAGE_BYTES = 2**30
 MOST_PIXELS = 80_000_000  # below Pillow's own limit, where it only warns
 BAD_NPZ = (*DAMAGED, tokenize.TokenError, zipfile.BadZipFile, lzma.LZMAError)
 
@@ -35,9 +39,11 @@ Pixels = NDArray[np.uint8]  # (N, H, W) grey or (N, H, W, 3) RGB
 class AugmentConfig(BaseModel, frozen=True, extra="forbid"):
     """Random changes of training images, drawn for each image anew."""
 
-    pad_px: int = Field(default=0, ge=0)  # black border, from which a crop takes the original size
+    # black border, from which a crop takes the original size
+    pad_px: int = Field(default=0, ge=0, le=MOST_SIDE_PX)
     flip: bool = False  # mirror left to right with probability 1/2
-    cutout_px: int = Field(default=0, ge=0)  # side of a square set to the mean; 0 = off
+    # side of a square set to the mean; 0 = off
+    cutout_px: int = Field(default=0, ge=0, le=MOST_SIDE_PX)
 
 
 class DataConfig(BaseModel, frozen=True, extra="forbid"):
@@ -46,12 +52,14 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     name: Name = "digits"
     root: str | None = None  # the .npz file, the folder, or where torchvision's sets are
     download: bool = False  # let torchvision download its set into root
-    image_size_px: int | None = Field(default=None, ge=MIN_SIDE_PX)  # square; folder needs it
+    # square; folder needs it
+    image_size_px: int | None = Field(default=None, ge=MIN_SIDE_PX, le=MOST_SIDE_PX)
     color: Literal["auto", "grey", "rgb"] = "auto"  # auto: grey only if every image is grey
     valid_fraction: float = Field(default=0.25, gt=0, lt=1)  # of train, becomes search_valid
     test_fraction: float = Field(default=0.2, gt=0, lt=1)  # of all images
-    max_train_images: int | None = Field(default=None, ge=1)  # stratified subset; None = all
-    max_test_images: int | None = Field(default=None, ge=1)
+    # stratified subset; None = all
+    max_train_images: int | None = Field(default=None, ge=1, le=MOST_IMAGES)
+    max_test_images: int | None = Field(default=None, ge=1, le=MOST_IMAGES)
     augment: AugmentConfig = AugmentConfig()  # for whoever calls batches
 
 
@@ -88,6 +96,12 @@ def require(condition: bool, message: str) -> None:
     """Raise an InputError with `message` unless `condition` holds."""
     if not condition:
         raise InputError(message)
+
+
+def require_images_fit(count: int, size: tuple[int, int], channels: int) -> None:
+    """Refuse so many images of `size` (width, height) that the memory could not hold them."""
+    what = f"data.image_size_px: {count:,} images of {size[0]}x{size[1]} pixels"
+    require_room(what, count * size[0] * size[1] * channels, "cpu")
 
 
 def _read_digits(config: DataConfig) -> Source:
@@ -135,6 +149,8 @@ def _read_torchvision(config: DataConfig) -> Source:
 def _read_npz(config: DataConfig) -> Source:
     """MedMNIST's layout: `train_images`, `train_labels`; perhaps `val_*`, `test_*`, class names."""
     path = Path(config.root or "").expanduser()
+    if path.is_file():
+        check_file(path, available_bytes("cpu"))
     undamaged = path.is_file() and zipfile.is_zipfile(path)
     require(undamaged, f"data.root={config.root}: expected an undamaged .npz file")
     arrays: dict[str, NDArray[Any]] = {}
@@ -206,6 +222,8 @@ def _read_folder(config: DataConfig) -> Source:
     files = {name: _list_classes(folder) for name, folder in folders.items()}
     names = {name: tuple(classes) for name, classes in files.items()}
     require(len(set(names.values())) == 1, f"{root}: parts differ in classes: {names}")
+    count = sum(len(paths) for classes in files.values() for paths in classes.values())
+    require_images_fit(count, (side_px, side_px), channels=3)
     parts = {}
     for name, classes in files.items():
         paths = [path for paths in classes.values() for path in paths]
@@ -252,6 +270,7 @@ def read_image(path: Path, size: tuple[int, int], mode: str = "RGB") -> Pixels:
     """
     try:
         require(path.is_file(), f"{path}: expected an image, got no file")  # a pipe would wait
+        check_file(path, MOST_IMAGE_BYTES)
         with Image.open(path, formats=FORMATS) as stored:
             pixels_n = stored.width * stored.height
             require(

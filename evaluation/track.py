@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from evaluation.bounded import parse_json
+from evaluation.bounded import MOST_LOG_BYTES, check_file, parse_json
 from evaluation.errors import InputError, not_installed
 from evaluation.records import read_json, write_json
 
@@ -210,9 +210,10 @@ class _NewLines:
         """Yield the objects on the whole lines since the last call, passing over broken ones."""
         if not self._path.exists():
             return
+        check_file(self._path)
         with self._path.open("rb") as file:
             file.seek(self._offset)
-            text = file.read()
+            text = file.read(MOST_LOG_BYTES)
         whole = text[: text.rfind(b"\n") + 1]
         self._offset += len(whole)
         for line in whole.splitlines():

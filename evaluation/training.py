@@ -16,6 +16,7 @@ from evaluation.graphs import CapturedStep, graphs_for
 
 EVALUATION_BATCH = 500
 SEEDS_PER_RUN = 1_000_003  # a prime, so that (seed, epoch) pairs do not meet
+MOST_COUNTED = 1_000_000  # epochs, for the same reason, and images of a batch
 
 
 Precision = Literal["float32", "bfloat16"]
@@ -26,8 +27,8 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=2)
+    epochs: int = Field(ge=1, le=MOST_COUNTED)
+    batch_size: int = Field(ge=2, le=MOST_COUNTED)
     learning_rate: float = Field(gt=0)
     momentum: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from evaluation.bounded import check_file
 from evaluation.errors import InputError
+from evaluation.memory import available_bytes
 from evaluation.records import write_listed
 
 KEY = "paretoblocks"  # one entry of the header: safetensors writes several in no fixed order
@@ -27,7 +28,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
         InputError: If the file is missing or damaged, or the description too long.
     """
     try:
-        check_file(path)
+        check_file(path, available_bytes("cpu"))
         with safe_open(path, framework="pt") as file:
             description = (file.metadata() or {}).get(KEY, "")
             if len(description) > LONGEST_DESCRIPTION:

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from evaluation.pareto import non_dominated
 from netsearch.genome import Floats, Genome
@@ -15,6 +15,7 @@ from netsearch.problem import Problem
 SearchName = Literal["random", "nsga2", "surrogate", "smem", "halving"]
 MOST_LEARNT = 1000  # networks that a model is fitted to: its time grows with their cube
 LEARNT_LATER = 400  # of which it is fitted to those that matter most, once there are more
+MOST_DRAWN = 1_000_000  # networks of a rung
 WHOLE = 1e-9  # a sum of fidelities counts as whole within this
 
 
@@ -37,14 +38,24 @@ class SearchConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     search: SearchName = "surrogate"
-    evaluations: int = Field(ge=4)
-    population: int = Field(ge=4)
+    evaluations: int = Field(ge=4, le=1_000_000)
+    population: int = Field(ge=4, le=10_000)
     crossover: float = Field(default=0.9, ge=0, le=1)
     mutation: float | None = Field(default=None, gt=0, le=1)
     model: Literal["gaussian_process", "ensemble"] = "gaussian_process"
     candidates: int = Field(default=200, ge=10, le=10_000)
     rungs: int = Field(default=3, ge=2, le=6)
     eta: int = Field(default=3, ge=2, le=10)
+
+    @model_validator(mode="after")
+    def _first_rung(self) -> Self:
+        drawn = self.population * self.eta ** (self.rungs - 1)
+        if self.search == "halving" and drawn > MOST_DRAWN:
+            raise ValueError(
+                f"population, rungs, eta: halving would draw {drawn:,} networks for its first "
+                f"rung, expected at most {MOST_DRAWN:,}"
+            )
+        return self
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from blocksearch.space import NORMAL, REDUCTION
 from blocksearch.stack import Stack
 from evaluation.data import AugmentConfig, Dataset, Split, batches
 from evaluation.errors import InputError
-from evaluation.memory import available_bytes, largest_batch, peak_bytes
+from evaluation.memory import available_bytes, largest_batch, peak_bytes, require_room
 from evaluation.retrain import RetrainConfig
 from evaluation.training import TrainConfig, TrainingError, WeightUpdate, seeded_model, train
 from netsearch.genome import NetworkSpec, Stage, stages_for
@@ -26,6 +26,7 @@ from netsearch.network import builder
 from netsearch.search import NetSearchConfig
 
 TIMED_STEPS = 2
+TRAINED_BYTES = 12  # of a parameter: itself, its gradient and its momentum
 Steps = Callable[[], None]
 
 
@@ -113,10 +114,13 @@ def check_memory(
         Names of the block searches whose batch fits only if they recompute their cells.
 
     Raises:
-        InputError: If a batch does not fit; names the key and the largest batch that does.
+        InputError: If a batch does not fit, naming the key and the largest batch that does; or the
+            largest network of the space does not.
     """
     recompute = check_search_memory(dataset, blocks, device=device, workers=workers)
     largest = _network(dataset, blocks, max(networks.depths), max(networks.widths))
+    needed = TRAINED_BYTES * largest.cost().params * workers
+    require_room("netsearch.depths, netsearch.widths: the largest networks", needed, device)
 
     def training_steps(recipe: TrainConfig, split: Split, batch: int) -> Steps:
         update = WeightUpdate(seeded_model(largest, 0, device).train(), recipe)

@@ -4,13 +4,15 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 from scipy.stats import kendalltau
 
 from blocksearch.library import BlockLibrary
+from blocksearch.config import MOST_CHANNELS
 from blocksearch.space import NORMAL, REDUCTION, SearchSpace
+from evaluation.bounded import MOST_COUNT
 from evaluation.errors import InputError
 from evaluation.latency import DeviceLatencies
 from evaluation.parallel import Workers, run_tasks
@@ -33,11 +35,11 @@ EARLY_COUNTS = ("params", "flops")  # of which the least is known before the blo
 class NetSearchConfig(SearchConfig):
     """The table `netsearch`: the space, the budgets, the search, and how networks are judged."""
 
-    depths: tuple[int, ...] = Field(min_length=1)
-    widths: tuple[int, ...] = Field(min_length=1)
-    max_params: int | None = Field(ge=1)
-    max_flops: int | None = Field(ge=1)
-    max_bits: int | None = Field(default=None, ge=1)
+    depths: tuple[Annotated[int, Field(le=100)], ...] = Field(min_length=1)
+    widths: tuple[Annotated[int, Field(le=MOST_CHANNELS)], ...] = Field(min_length=1)
+    max_params: int | None = Field(ge=1, le=MOST_COUNT)
+    max_flops: int | None = Field(ge=1, le=MOST_COUNT)
+    max_bits: int | None = Field(default=None, ge=1, le=MOST_COUNT)
     max_latency_ms: float | None = Field(default=None, gt=0)
     latency: str | None = None
     costs: tuple[CostName, ...] = Field(min_length=1)

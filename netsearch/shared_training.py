@@ -29,6 +29,7 @@ from evaluation.errors import reason_of
 from evaluation.metrics import MetricsLog
 from evaluation.records import ModelRecord
 from evaluation.training import (
+    MOST_COUNTED,
     SEEDS_PER_RUN,
     TrainConfig,
     TrainingContext,
@@ -63,10 +64,10 @@ class SharedWeightsConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     sampling: Literal["sandwich", "fair"] = "sandwich"
-    networks_per_step: int = Field(default=4, ge=2)
-    epochs: int = Field(default=40, ge=1)
-    calibration_images: int = Field(default=500, ge=2)
-    checked: int = Field(default=10, ge=0)
+    networks_per_step: int = Field(default=4, ge=2, le=1000)
+    epochs: int = Field(default=40, ge=1, le=MOST_COUNTED)
+    calibration_images: int = Field(default=500, ge=2, le=MOST_COUNTED)
+    checked: int = Field(default=10, ge=0, le=10_000)
 
 
 class _SharedUpdate:

@@ -214,6 +214,12 @@ class SharedWeights:
                 )
                 cells = {name: Cell.from_json(cell) for name, cell in about["cells"].items()}
                 shape = tuple(about["image_shape"])
+                if space.stages * max(space.depths) > len(file.keys()):
+                    raise ValueError("it describes more cells than it has tensors")
+                with torch.device("meta"):  # nothing is allocated before it is known to fit
+                    needed = cls(space, cells, shape, about["classes"]).weights.nbytes
+                if needed > path.stat().st_size:
+                    raise ValueError(f"it describes {needed:,} bytes of weights")
                 shared = cls(space, cells, shape, about["classes"])
                 with torch.no_grad():
                     for key, entries in shared._entries.items():

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from blocksearch.library import REFERENCE_CHANNELS, Block, BlockLibrary
+from evaluation.bounded import MOST_CONFIG_BYTES, read_bounded
 from evaluation.progress import duration
 from evaluation.records import Measured, ModelRecord
 from evaluation.report import Baseline, DrawnBlock, Report
@@ -67,7 +68,7 @@ def summarise(members: Members, costs: Sequence[str], seed: int) -> Report:
             ("blocks are measured at", f"{REFERENCE_CHANNELS} channels, the run's image size"),
             ("reproduce", "paretoblocks run config.yaml --out DIR, with this folder's config.yaml"),
         ),
-        config=folder.config.read_text(),
+        config=read_bounded(folder.config, MOST_CONFIG_BYTES).decode(),
     )
 
 

@@ -1,5 +1,7 @@
 """What is fuzzed: a valid file of every kind that we read, and what reads it."""
 
+import gzip
+import hashlib
 import json
 import random
 from collections.abc import Callable
@@ -14,20 +16,22 @@ from PIL import Image
 
 from blocksearch.library import BlockLibrary, FoundCell
 from blocksearch.lookup_graph import LookupGraph
+from blocksearch.nas_bench_201 import read_rows
 from blocksearch.ops import LIGHT_OPS
 from blocksearch.search import _read_result as read_blocks
 from blocksearch.space import KINDS, SearchSpace
 from configs import FOLDER
 from configs.experiment import Config
-from evaluation.checkpoint import Checkpoint, Position
+from evaluation.checkpoint import DIGEST_BYTES, Checkpoint, Position
+from evaluation.checkpoint import FORMAT as CHECKPOINT
 from evaluation.errors import InputError
 from evaluation.latency import DeviceLatencies
-from evaluation.manifest import digest_of, entry, first_line
+from evaluation.manifest import MANIFEST, Manifest, digest_of, entry, first_line
 from evaluation.measurement import Measurements
 from evaluation.metrics import epochs_and_warnings
 from evaluation.onnx_files import onnx_session
 from evaluation.pareto import Box
-from evaluation.paretoblocks_latency import FORMAT
+from evaluation.paretoblocks_latency import FORMAT, LatencyError, time_file
 from evaluation.preprocessing import Preprocessing
 from evaluation.records import Archive, Cost, Measured, ModelRecord, write_json
 from evaluation.retrain import _read_result as read_seed
@@ -149,6 +153,36 @@ def read_checkpoint(path: Path) -> Position:
     position = Position()
     Checkpoint(path).restore({"position": position})
     return position
+
+
+def write_content(path: Path) -> None:
+    """Write what follows the hash of a checkpoint."""
+    write_checkpoint(path)
+    path.write_bytes(path.read_bytes()[len(CHECKPOINT) + DIGEST_BYTES :])
+
+
+def read_content(path: Path) -> None:
+    """Read it behind a hash that is right: a stranger can compute one."""
+    data, whole = path.read_bytes(), path.with_name("seed-0.ckpt")
+    whole.write_bytes(CHECKPOINT + hashlib.sha256(data).digest() + data)
+    read_checkpoint(whole).end_epoch()
+
+
+def write_table(path: Path) -> None:
+    """Write a compressed table."""
+    path.write_bytes(gzip.compress(b"index,ops\r\n0,000000\r\n1,000001\r\n", mtime=0))
+
+
+def write_manifest(path: Path) -> None:
+    """Write a manifest of two files."""
+    path.write_bytes(first_line("run") + entry("run", "a", "00") + entry("run", "b", "01"))
+
+
+def read_manifest(path: Path) -> None:
+    """Use it as the readers of listed files do."""
+    manifest = Manifest.above(path.parent / "a")
+    assert manifest is not None
+    manifest.check(path.parent / "none")
 
 
 def write_metrics(path: Path) -> None:
@@ -301,6 +335,9 @@ TARGETS: dict[str, Target] = {
     "weights": Target("weights.safetensors", write_model, load_network, "safetensors"),
     "shared weights": Target("shared.safetensors", write_shared, SharedWeights.load, "safetensors"),
     "checkpoint": Target("seed-0.ckpt", write_checkpoint, read_checkpoint, "zip"),
+    "content of a checkpoint": Target("content", write_content, read_content, "zip"),
+    "manifest": Target(MANIFEST, write_manifest, read_manifest, "lines"),
+    "table": Target("table.csv.gz", write_table, read_rows),
     "npz": Target(
         "set.npz",
         write_npz,
@@ -308,6 +345,12 @@ TARGETS: dict[str, Target] = {
         "zip",
     ),
     "onnx": Target("model.onnx", write_onnx, onnx_session),
+    "onnx to time": Target(
+        "model.onnx",
+        write_onnx,
+        lambda path: time_file(path, warmup=0, seconds=0, rounds=1),
+        errors=(LatencyError,),
+    ),
     **{
         f"image {form} {mode}": Target(f"picture.{form.lower()}", picture(form, mode), read_picture)
         for form, mode in (

@@ -3,6 +3,7 @@
 Ray's two nodes are two raylets, Dask's two workers two processes beside a scheduler.
 """
 
+import ctypes
 import io
 import os
 import signal
@@ -30,6 +31,7 @@ BACKENDS = ("dask", "ray")
 STORE_BYTES = 80_000_000
 REFUSED_WITHIN_S = 10
 POLL_S = 0.05
+HANG_S = 2.0  # a limit that only what hangs reaches
 ARCHIVE, EVALUATIONS = "archive.jsonl", 8
 TINY = (
     *tiny_run.TINY,
@@ -141,6 +143,13 @@ def die(number):
     return number
 
 
+def hang(number):
+    """Answer, or for number 1 wait for ever in C code that holds Python's lock."""
+    if number == 1:
+        ctypes.PyDLL(None).pause()
+    return number
+
+
 def starts(log):
     return sorted(int(line) for line in log.read_text().split()) if log.exists() else []
 
@@ -215,6 +224,19 @@ def test_a_task_that_kills_its_workers_costs_only_its_own_result(pair):
     results = dict(run_tasks(die, {i: (i,) for i in range(6)}, pair.workers))
     assert isinstance(results.pop(3), WorkerDied)
     assert results == {i: i for i in (0, 1, 2, 4, 5)}
+
+
+@pytest.mark.slow
+def test_a_task_that_hangs_in_c_code_is_ended_and_the_others_finish(pair):
+    both_at_work(pair)
+    tasks = {i: (i,) for i in range(4)}
+    results = dict(run_tasks(hang, tasks, pair.workers, minutes=HANG_S / 60))
+    died = results.pop(1)
+    assert isinstance(died, WorkerDied)
+    assert str(died).endswith("minutes, workers.evaluation_minutes")
+    assert results == {i: i for i in (0, 2, 3)}
+    again = dict(run_tasks(whereabouts, {i: (i,) for i in range(2)}, pair.workers))
+    assert {key: value[0] for key, value in again.items()} == {0: 0, 1: 1}
 
 
 def test_what_ran_on_a_worker_that_was_killed_is_done_again(pair, tmp_path):

@@ -281,14 +281,18 @@ def test_a_worker_that_dies_becomes_a_failure_of_its_network_alone(
     tmp_path, monkeypatch, evaluator_of
 ):
     def tasks_end(function, tasks, workers, *, minutes):
+        given.append((workers, minutes))
         for number, (key, arguments) in enumerate(tasks.items()):
             record = arguments[0]
             died = WorkerDied("A worker process was terminated\nmore")
             yield key, replace(record, valid_accuracy=0.5) if number else died
 
+    given = []
     monkeypatch.setattr(netsearch.estimate, "run_tasks", tasks_end)
     archive, evaluator = Archive(tmp_path / "a"), evaluator_of(workers=2)
+    evaluator.workers = limited = Workers(2, evaluation_minutes=7.5)
     errors = evaluator.evaluate(full(SMALL, LARGE), archive)
+    assert given == [(limited, 7.5)]
     assert np.isnan(errors[0]) and errors[1] == 0.5
     died, fine = archive
     assert died.valid_accuracy is None and fine.valid_accuracy == 0.5

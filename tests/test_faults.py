@@ -142,6 +142,25 @@ def test_a_search_goes_on_where_a_third_fails_and_none_of_them_is_on_the_front(
     assert all(record.failure is None for record in pareto_set(records, ("params",)))
 
 
+def test_a_search_goes_on_where_half_have_failed_and_stops_at_one_more(tmp_path, monkeypatch):
+    half = set(GENOMES[: FIRST // 2])
+
+    def answer(record, build, context):
+        if record.genome in half:
+            return replace(record, failure="A: often")
+        return replace(record, valid_accuracy=0.5)
+
+    replace_training(monkeypatch, answer)
+    evaluator = Evaluator(problem_of(), ProxyTraining(CONTEXT), 0, ONE_WORKER)
+    archive = Archive(tmp_path / "archive.jsonl")
+    errors = evaluator.evaluate(Batch(tuple(GENOMES[:FIRST])), archive)
+    assert np.isnan(errors).sum() == 5
+    one_more = (1, 1, 0, 0, 0, 0, 0)
+    half.add(one_more)
+    with pytest.raises(InputError, match="^6 of 11 networks failed"):
+        evaluator.evaluate(Batch((one_more,)), archive)
+
+
 def test_the_commonest_reason_stands_first_and_the_archive_is_named(tmp_path, monkeypatch):
     def answer(record, build, context):
         return replace(record, failure="A: often" if record.genome[0] else "B: seldom")

@@ -266,7 +266,7 @@ def test_a_file_that_is_no_onnx_file_is_named(small_file, tmp_path, damage):
     contents = {"no ONNX": b"words, and no model", "cut": whole[: len(whole) // 2], "empty": b""}
     if damage in contents:
         path.write_bytes(contents[damage])
-    with pytest.raises(InputError, match=r"damaged\.onnx: expected an ONNX file"):
+    with pytest.raises(InputError, match=r"damaged\.onnx: (not|expected) an ONNX file"):
         onnx_session(path)
 
 

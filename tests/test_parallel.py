@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from evaluation.parallel import DEATHS_ALONE, WorkerDied, Workers, run_tasks
+from evaluation.tasks import Limits
 
 ROOT = Path(__file__).parents[1]
 ORPHANS_END_WITHIN_S = 15
@@ -159,6 +160,13 @@ def test_a_task_within_its_time_leaves_no_alarm_in_its_worker():
     tasks = {i: (i,) for i in range(2)}
     assert dict(run_tasks(alarm, tasks, Workers(1), minutes=60)) == {0: True, 1: True}
     assert dict(run_tasks(alarm, tasks, Workers(2))) == {0: False, 1: False}
+
+
+def test_the_alarm_of_a_task_ends_with_it_also_where_it_fails():
+    with pytest.raises(KeyError), Limits(minutes=60).set():
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 3000
+        raise KeyError
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="only Linux keeps to the limit")

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import io
 import json
 import re
 import shutil
@@ -13,9 +14,14 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from rich.console import Console
 from test_report import BLOCKS, FRONT, MEASURED, NEAR_LARGE, REPORT
+from tiny_run import TINY
 
+from configs import FOLDER
 from evaluation.report import Baseline, DrawnBlock, Report, write_report
+from evaluation.run_folder import RunFolder
+from run_pipeline import Config, Pipeline
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -345,3 +351,40 @@ def test_the_page_paints(tmp_path: Path):
     assert colours[(255, 255, 255)] > 0.7 * 1200 * 3000
     assert colours[(0x1D, 0x5F, 0xBF)] > 500  # the front
     assert colours[(0x0F, 0x8A, 0x6A)] > 50  # the first baseline
+
+
+WRITTEN = """
+const pre = Object.assign(document.createElement("pre"), {id: "probe"});
+setTimeout(() => {
+  pre.textContent = JSON.stringify({
+    ran: window.ran || 0, scripts: document.scripts.length, images: document.images.length,
+    title: document.title, text: document.body.textContent,
+  });
+  document.body.append(pre);
+}, 300);
+"""
+
+
+@pytest.mark.slow
+def test_a_whole_run_on_classes_and_files_named_by_a_stranger_runs_no_script(tmp_path: Path):
+    evil = "<img src=x onerror='window.ran = 1'><script>window.ran = 1;"
+    root = tmp_path / f"{evil} root"
+    for number, kind in enumerate((f"{evil} cat", f"{evil} dog")):
+        (root / kind).mkdir(parents=True)
+        for shade in range(40):
+            picture = Image.new("RGB", (8, 8), (200 * number, 3 * shade, 9))
+            picture.save(root / kind / f"{evil} {shade}.png")
+    data = {"data.name": "folder", "data.root": str(root), "data.image_size_px": 8}
+    changes = [f"{key}={json.dumps(value)}" for key, value in data.items()]
+    small = [one for one in TINY if not one.startswith("data.")]
+    config = Config.load(FOLDER / "quickstart.yaml", [*small, *changes])
+    folder = RunFolder(tmp_path / f"{evil} run")
+    pipeline = Pipeline(config, folder, f"{evil} name", console=Console(file=io.StringIO()))
+    pipeline.run()
+    (page,) = folder.path.glob("report.html")
+    seen = probed(with_script(page.rename(tmp_path / "page.html"), WRITTEN))
+    assert (seen["ran"], seen["scripts"], seen["images"]) == (0, 4, 0)
+    assert seen["title"] == f"{evil} name"
+    assert "onerror='window.ran = 1'><script>window.ran = 1; root" in seen["text"].replace(
+        "''", "'"
+    )

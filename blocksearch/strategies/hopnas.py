@@ -52,8 +52,8 @@ class HopnasConfig(StrategyConfig):
     dropout_end: float = Field(default=0.8, ge=0, lt=1)
     warmup: float = Field(default=0.1, ge=0, lt=1)
     settle: float = Field(default=0.1, gt=0, lt=1)
-    rating_images: int = Field(default=256, ge=LEAST_IMAGES)
-    rating_paths: int = Field(default=8, ge=1)
+    rating_images: int = Field(default=256, ge=LEAST_IMAGES, le=1_000_000)
+    rating_paths: int = Field(default=8, ge=1, le=10_000)
 
 
 def draw_paths(alive: Tensor, rate: float, generator: Generator) -> Tensor:

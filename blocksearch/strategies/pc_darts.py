@@ -31,7 +31,7 @@ from blocksearch.relaxation import Gates, derive_strongest
 class PcDartsConfig(AdamConfig):
     """The part of the channels, the rest of the logits, and Adam on them."""
 
-    partial: int = Field(default=4, ge=1)
+    partial: int = Field(default=4, ge=1, le=64)
     warmup: float = Field(default=0.3, ge=0, lt=1)
 
 
