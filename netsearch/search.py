@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 from scipy.stats import kendalltau
 
-from blocksearch.library import BlockLibrary
 from blocksearch.config import MOST_CHANNELS
+from blocksearch.library import BlockLibrary
 from blocksearch.space import NORMAL, REDUCTION, SearchSpace
 from evaluation.bounded import MOST_COUNT
 from evaluation.errors import InputError

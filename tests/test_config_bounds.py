@@ -11,7 +11,7 @@ from fuzzing import quickstart
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
-from blocksearch.search import MOST_SEARCHES, BlockSearchConfig
+from blocksearch.config import MOST_SEARCHES, BlockSearchConfig
 from blocksearch.strategies import STRATEGIES
 from configs.experiment import Config
 from evaluation.data import worker_dataset
