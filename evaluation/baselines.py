@@ -1,10 +1,11 @@
 """Ready-made small networks, scaled to a number of params: MobileNetV2 and CIFAR's ResNets."""
 
+import bisect
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,6 @@ LAST_CHANNELS = 1280
 WIDTHS = tuple(step / 40 for step in range(1, 61))  # 0.025 to 1.5
 RESNET_WIDTHS = range(2, 33)  # channels of the first stage; 16 in the paper
 RESNET_STAGES = 3
-Size = TypeVar("Size", float, int)
 
 
 @dataclass(frozen=True)
@@ -161,23 +161,33 @@ def mobilenet_near(
 ) -> MobileNetV2:
     """Return the MobileNetV2 whose params are nearest to `params`, on a logarithmic scale."""
     sizes = _mobilenet_sizes(image_shape, classes, last_channels)
-    return MobileNetV2(_nearest(sizes, params), image_shape, classes, last_channels)
+    width = min(sizes, key=lambda w: abs(math.log(sizes[w] / params)))
+    return MobileNetV2(width, image_shape, classes, last_channels)
 
 
 def resnet_near(
     params: int, blocks: int, image_shape: tuple[int, int, int], classes: int
 ) -> ResNet:
     """Return the ResNet of so many blocks in a stage with about `params`, as `mobilenet_near`."""
-    with torch.device("meta"):
-        sizes = {
-            width: count_params(ResNet(blocks, width, image_shape, classes)())
-            for width in RESNET_WIDTHS
-        }
-    return ResNet(blocks, _nearest(sizes, params), image_shape, classes)
+
+    def count(width: int) -> int:
+        with torch.device("meta"):
+            return count_params(ResNet(blocks, width, image_shape, classes)())
+
+    return ResNet(blocks, nearest_width(RESNET_WIDTHS, count, params), image_shape, classes)
 
 
-def _nearest(sizes: Mapping[Size, int], params: int) -> Size:
-    return min(sizes, key=lambda width: abs(math.log(sizes[width] / params)))
+def nearest_width(widths: Sequence[int], count: Callable[[int], int], params: int) -> int:
+    """Return the width whose count of params is nearest to `params`, on a logarithmic scale.
+
+    Args:
+        widths: Ascending.
+        count: Of a network of that width; grows with it.
+        params: A count.
+    """
+    above = bisect.bisect_left(widths, params, key=count)
+    around = widths[max(0, above - 1) : above + 1]
+    return min(around, key=lambda width: abs(math.log(count(width) / params)))
 
 
 @functools.cache

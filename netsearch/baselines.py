@@ -9,7 +9,7 @@ from itertools import product
 
 from blocksearch.space import Cell, Edge, SearchSpace
 from blocksearch.stack import PlacedCell, Stack
-from evaluation.baselines import mobilenet_near
+from evaluation.baselines import mobilenet_near, nearest_width
 from evaluation.preprocessing import Preprocessing
 from evaluation.records import ModelRecord
 from evaluation.retrain import Trial
@@ -170,8 +170,11 @@ def darts_v2(channels: int, image_shape: tuple[int, int, int], classes: int) -> 
 
 def darts_v2_near(params: int, image_shape: tuple[int, int, int], classes: int) -> Stack:
     """Return the DARTS_V2 whose params are nearest to `params`, on a logarithmic scale."""
-    stacks = (darts_v2(channels, image_shape, classes) for channels in DARTS_WIDTHS)
-    return min(stacks, key=lambda stack: abs(math.log(stack.cost().params / params)))
+
+    def count(channels: int) -> int:
+        return darts_v2(channels, image_shape, classes).cost().params
+
+    return darts_v2(nearest_width(DARTS_WIDTHS, count, params), image_shape, classes)
 
 
 def _nearest(

@@ -19,6 +19,7 @@ import typer  # noqa: E402
 from headline_facts import FOUND, READY_MADE, Entry, Judged, difference  # noqa: E402
 from tiny_run import TINY  # noqa: E402
 
+import evaluation.baselines  # noqa: E402
 from configs import FOLDER  # noqa: E402
 from configs.experiment import Config  # noqa: E402
 from evaluation.data import DataConfig, load_dataset  # noqa: E402
@@ -36,6 +37,7 @@ CHANGES = (
     "blocksearch.strategies.enhanced_gradient.gamma=[0.0, 1.0]",
     "blocksearch.strategies.enhanced_gradient.complexity_weight=0.1",
     "netsearch.widths=[4, 8, 12]",
+    "netsearch.search=nsga2",
     "netsearch.evaluations=17",
     f"netsearch.max_params={MOST}",
     "retrain.members=2",
@@ -59,9 +61,12 @@ def run(tmp_path_factory):
     old = [{"dataset": "another", "device": "x"}]
     (out.parent / "results.json").write_text(json.dumps(old))
     results = ["--results", str(out.parent / "results.json"), "--long-epochs", "2", "--json"]
-    first = command(out, *results)
-    assert first.exit_code == 0, first.output
-    return out, results, json.loads(first.stdout)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(headline, "DRAWS", 20)
+        patch.setattr(evaluation.baselines, "WIDTHS", (0.05, 0.1))
+        first = command(out, *results)
+        assert first.exit_code == 0, first.output
+        yield out, results, json.loads(first.stdout)
 
 
 def trainings(out):
