@@ -17,7 +17,7 @@ from evaluation.manifest import check
 from evaluation.metrics import MetricsLog
 from evaluation.parallel import Workers, run_tasks
 from evaluation.records import ModelRecord, read_json, write_json
-from evaluation.training import TrainConfig, TrainingContext, accuracy, seeded_model, train
+from evaluation.training import TrainConfig, TrainingContext, correct, seeded_model, train
 from evaluation.weights import save_weights
 
 WEIGHTS = "weights.safetensors"
@@ -51,12 +51,14 @@ class Trial:
         record: What is known of it.
         build: Returns it with fresh weights.
         description: What stands beside its weights, so that the file says what they are of.
+        keep_weights: Whether those of the first seed stay.
     """
 
     folder: str
     record: ModelRecord
     build: Callable[[], nn.Module]
     description: str = ""
+    keep_weights: bool = True
 
     @property
     def place(self) -> str:
@@ -84,7 +86,7 @@ def retrain_all(
             seed,
             out / trial.place,
             context,
-            trial.description if seed == config.seeds[0] else None,
+            trial.description if trial.keep_weights and seed == config.seeds[0] else None,
         )
         for trial in trials
         for seed in config.seeds
@@ -115,9 +117,10 @@ def retrain(
 ) -> float | str:
     """Train one network from scratch with one seed and return its test accuracy in [0, 1].
 
-    The result stays in `folder` as `seed-<seed>.json`; a retraining that finds its files returns
-    it, one that finds its checkpoint goes on from there. One that diverges or runs out of memory
-    returns the reason instead, and leaves no result.
+    The result stays in `folder` as `seed-<seed>.json`, with the numbers of the test images that the
+    network got wrong; a retraining that finds its files returns it, one that finds its checkpoint
+    goes on from there. One that diverges or runs out of memory returns the reason instead, and
+    leaves no result.
 
     Args:
         build: Returns the network with fresh weights drawn from torch's global generator.
@@ -155,14 +158,16 @@ def retrain(
             checkpoint=checkpoint,
             on_epoch=lambda epoch, loss: log.write(epoch=epoch, loss=loss),
         )
-        test_accuracy = accuracy(model, dataset.test)
+        right = correct(model, dataset.test)
     except torch.AcceleratorError:
         raise  # the device is broken for this process: no fault of the network
     except (RuntimeError, MemoryError) as error:
         return reason_of(error)
     if weights is not None:
         save_weights(weights, model, description or "")
-    write_json(result, {"seed": seed, "test_accuracy": test_accuracy})
+    test_accuracy = float(right.sum()) / len(right)
+    wrong = (~right).nonzero().flatten().tolist()
+    write_json(result, {"seed": seed, "test_accuracy": test_accuracy, "wrong": wrong})
     checkpoint.remove()
     log.write(test_accuracy=test_accuracy, seconds=time.perf_counter() - began)
     return test_accuracy

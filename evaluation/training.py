@@ -23,7 +23,10 @@ Precision = Literal["float32", "bfloat16"]
 
 
 class TrainConfig(BaseModel):
-    """One training recipe: SGD with Nesterov momentum, linear warm-up, then a cosine to zero."""
+    """One training recipe: SGD with Nesterov momentum, linear warm-up, then a cosine to zero.
+
+    With an `ema_decay` above 0 the trained network is the moving average of those of all steps.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -35,6 +38,7 @@ class TrainConfig(BaseModel):
     label_smoothing: float = Field(ge=0, lt=1)
     grad_clip: float = Field(gt=0)
     warmup: float = Field(ge=0, lt=1)
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
     precision: Precision = "float32"
 
 
@@ -79,11 +83,46 @@ def seeded_model(build: Callable[[], nn.Module], seed: int, device: str) -> nn.M
     return model.to(device).to(memory_format=torch.channels_last)
 
 
+def average_rate(decay: float, steps_done: int) -> float:
+    """Return how far an average moves to the newest weights after so many steps.
+
+    The decay rises to its value, so that the first, random weights are soon forgotten.
+    """
+    return 1.0 - min(decay, steps_done / (9 + steps_done))
+
+
+class WeightAverage:
+    """The moving average of all that a network computes with, the statistics of BatchNorms too.
+
+    `torch.optim.swa_utils` waits for the device in every update, which no captured step may.
+
+    Attributes:
+        rate: How far the average moves, see `average_rate`; a tensor, as that of `WeightUpdate`.
+    """
+
+    def __init__(self, model: nn.Module):
+        """Begin with the weights of `model`, which is only read until `replace`."""
+        self.newest = [value for value in model.state_dict().values() if value.is_floating_point()]
+        self.averages = [value.clone() for value in self.newest]
+        self.rate = torch.ones((), device=self.newest[0].device)
+
+    def update(self) -> None:
+        """Move the average to the newest weights."""
+        moves = torch._foreach_sub(self.newest, self.averages)
+        torch._foreach_mul_(moves, self.rate)
+        torch._foreach_add_(self.averages, moves)
+
+    def replace(self) -> None:
+        """Give the network the average."""
+        torch._foreach_copy_(self.newest, self.averages)
+
+
 class WeightUpdate:
     """One step of SGD on one batch: a function of tensors that never waits for the device.
 
     Attributes:
         rate: The learning rate, read by every step: a tensor, so that a captured step sees it move.
+        average: Of the weights; None where the recipe wants none.
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig):
@@ -93,6 +132,7 @@ class WeightUpdate:
         self.grad_clip = config.grad_clip
         self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         self.rate = torch.zeros((), device=self.parameters[0].device)
+        self.average = WeightAverage(model) if config.ema_decay > 0 else None
         self.bfloat16 = uses_bfloat16(config.precision, self.rate.device)
         self.optimizer = torch.optim.SGD(
             self.parameters,
@@ -111,11 +151,14 @@ class WeightUpdate:
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update()
         return {"loss": loss.detach()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the weights and the momenta."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        """Return the weights, the momenta, and the averages if there are any."""
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return state if self.average is None else state | {"averages": self.average.averages}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
@@ -123,6 +166,8 @@ class WeightUpdate:
         self.optimizer.load_state_dict(state["optimizer"])
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate  # the loaded one is another tensor, perhaps not on the device
+        if self.average is not None:
+            torch._foreach_copy_(self.average.averages, state["averages"])
 
 
 def train(
@@ -164,6 +209,9 @@ def train(
         for batch in batches(split, config.batch_size, order, augment, start=position.step):
             done = epoch + (position.step + 1) / steps
             update.rate.fill_(learning_rate(config, done, config.epochs + 1 / steps))
+            if update.average is not None:
+                begun = epoch * steps + position.step + 1
+                update.average.rate.fill_(average_rate(config.ema_decay, begun))
             position.end_step(captured(*batch))
             if checkpoint and checkpoint.due():
                 checkpoint.save(parts)
@@ -173,11 +221,22 @@ def train(
         if checkpoint:
             checkpoint.save(parts)
         on_epoch(position.epoch, mean_loss)
+    if update.average is not None:
+        update.average.replace()
+
+
+def accuracy(model: nn.Module, split: Split) -> float:
+    """Return the fraction in [0, 1] of the images of `split` that `model` classifies rightly.
+
+    Raises:
+        TrainingError: If a logit is not finite.
+    """
+    return float(correct(model, split).sum()) / len(split)
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, split: Split) -> float:
-    """Return the fraction in [0, 1] of the images of `split` that `model` classifies rightly.
+def correct(model: nn.Module, split: Split) -> Tensor:
+    """Return which images of `split` `model` classifies rightly, (N,) bool.
 
     Raises:
         TrainingError: If a logit is not finite.
@@ -186,11 +245,11 @@ def accuracy(model: nn.Module, split: Split) -> float:
     right, finite = [], []
     for images, labels in batches(split, EVALUATION_BATCH):
         logits = model(images)
-        right.append((logits.argmax(dim=1) == labels).sum())
+        right.append(logits.argmax(dim=1) == labels)
         finite.append(torch.isfinite(logits).all())
     if not bool(torch.stack(finite).all()):
         raise TrainingError("a logit is not finite")
-    return float(torch.stack(right).sum()) / len(split)
+    return torch.cat(right)
 
 
 def uses_bfloat16(precision: Precision, device: torch.device) -> bool:

@@ -1,22 +1,48 @@
-"""Baselines of a found network with about its params: random blocks, and a ready-made network."""
+"""Baselines of a found network with about its params: random blocks, and ready-made networks."""
 
+import bisect
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import product
 
-from blocksearch.space import Cell, SearchSpace
-from evaluation.baselines import mobilenet_near
+from blocksearch.space import Cell, Edge, SearchSpace
+from blocksearch.stack import PlacedCell, Stack
+from evaluation.baselines import mobilenet_near, nearest_width
 from evaluation.preprocessing import Preprocessing
 from evaluation.records import ModelRecord
 from evaluation.retrain import Trial
-from netsearch.genome import NetworkSpec
+from netsearch.genome import NetworkSpec, Stage
 from netsearch.network import predict_cost
 from netsearch.saved import trial
 
 SCALES = tuple(0.25 * 1.06**step for step in range(48))  # 0.25 to 3.9
+FINE_SCALES = tuple(1.06**step for step in range(61))  # 1 to 33
+AROUND = 6  # scales: a width of few steps of 4 is rounded down by up to a third
 WIDTH_STEP = 4
 
+# Liu, Simonyan, Yang 2019, `genotypes.py` of quark0/darts: the ops of each node and what they read.
+DARTS_V2 = {
+    "normal": Cell(
+        (
+            (Edge(0, "sep_conv_3x3"), Edge(1, "sep_conv_3x3")),
+            (Edge(0, "sep_conv_3x3"), Edge(1, "sep_conv_3x3")),
+            (Edge(1, "sep_conv_3x3"), Edge(0, "skip_connect")),
+            (Edge(0, "skip_connect"), Edge(2, "dil_conv_3x3")),
+        )
+    ),
+    "reduction": Cell(
+        (
+            (Edge(0, "max_pool_3x3"), Edge(1, "max_pool_3x3")),
+            (Edge(2, "skip_connect"), Edge(1, "max_pool_3x3")),
+            (Edge(0, "max_pool_3x3"), Edge(2, "skip_connect")),
+            (Edge(2, "skip_connect"), Edge(1, "max_pool_3x3")),
+        )
+    ),
+}
+DARTS_CELLS = 20
+DARTS_WIDTHS = range(2, 37)  # 36 in the paper
 
 RANDOM_BLOCKS, READY_MADE = "random blocks", "MobileNetV2 (torchvision)"
 FOLDERS = {"baselines/random_blocks": RANDOM_BLOCKS, "baselines/mobilenet_v2": READY_MADE}
@@ -86,10 +112,93 @@ def random_twin(
         tuple(names[name] for name in spec.reductions),
     )
 
+    return _nearest(_scaled(twin), params, cells, image_shape, classes), cells
+
+
+def uniform_spec(stages: int, repeats: int) -> NetworkSpec:
+    """Return a network of one block, `normal`, and one reduction block, `reduction`, only.
+
+    Its width doubles at each reduction, as in DARTS; see `fitted`.
+    """
+    channels = [WIDTH_STEP * 2**stage for stage in range(stages)]
+    return NetworkSpec(
+        tuple(Stage("normal", repeats, width) for width in channels), ("reduction",) * (stages - 1)
+    )
+
+
+def fitted(
+    spec: NetworkSpec,
+    cells: Mapping[str, Cell],
+    params: int,
+    image_shape: tuple[int, int, int],
+    classes: int,
+) -> NetworkSpec:
+    """Return the network with its widths scaled so that it has about `params`.
+
+    All widths are scaled by one factor and each is rounded up or down to a multiple of 4, so that
+    small networks come near too; the nearest is taken, on a logarithmic scale.
+    """
+
+    def rounded_down(scale: float) -> int:
+        smallest = next(_roundings(spec, scale))
+        return predict_cost(smallest, cells, image_shape, classes).params
+
+    # Costs of all scales would take minutes; those whose roundings lie around `params` are enough.
+    middle = bisect.bisect(FINE_SCALES, params, key=rounded_down)
+    around = FINE_SCALES[max(0, middle - AROUND) : middle + 1]
+    candidates = dict.fromkeys(one for scale in around for one in _roundings(spec, scale))
+    return _nearest(candidates, params, cells, image_shape, classes)
+
+
+def darts_v2(channels: int, image_shape: tuple[int, int, int], classes: int) -> Stack:
+    """Return DARTS_V2 of 20 cells in its published layout, without the auxiliary head.
+
+    Args:
+        channels: Width C of the first cells, doubled by cells 6 and 13, which reduce.
+        image_shape: (C, H, W).
+        classes: Number of classes.
+    """
+    reductions = (DARTS_CELLS // 3, 2 * DARTS_CELLS // 3)
+    placed = []
+    for number in range(DARTS_CELLS):
+        reduces = number in reductions
+        channels *= 2 if reduces else 1
+        cell = DARTS_V2["reduction" if reduces else "normal"]
+        placed.append(PlacedCell(cell, channels, reduces))
+    return Stack(tuple(placed), image_shape, classes)
+
+
+def darts_v2_near(params: int, image_shape: tuple[int, int, int], classes: int) -> Stack:
+    """Return the DARTS_V2 whose params are nearest to `params`, on a logarithmic scale."""
+
+    def count(channels: int) -> int:
+        return darts_v2(channels, image_shape, classes).cost().params
+
+    return darts_v2(nearest_width(DARTS_WIDTHS, count, params), image_shape, classes)
+
+
+def _nearest(
+    candidates: Iterable[NetworkSpec],
+    params: int,
+    cells: Mapping[str, Cell],
+    image_shape: tuple[int, int, int],
+    classes: int,
+) -> NetworkSpec:
     def distance(candidate: NetworkSpec) -> float:
         return abs(math.log(predict_cost(candidate, cells, image_shape, classes).params / params))
 
-    return min(_scaled(twin), key=distance), cells
+    return min(candidates, key=distance)
+
+
+def _roundings(spec: NetworkSpec, scale: float) -> Iterator[NetworkSpec]:
+    """Yield the network with scaled widths, each rounded down or up; first all of them down."""
+    steps = [stage.channels * scale / WIDTH_STEP for stage in spec.stages]
+    for rounded in product(*((math.floor(step), math.ceil(step)) for step in steps)):
+        stages = tuple(
+            replace(stage, channels=max(1, step) * WIDTH_STEP)
+            for stage, step in zip(spec.stages, rounded, strict=True)
+        )
+        yield replace(spec, stages=stages)
 
 
 def _scaled(spec: NetworkSpec) -> Iterator[NetworkSpec]:

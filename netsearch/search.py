@@ -76,6 +76,8 @@ class NetSearchConfig(SearchConfig):
                 f"latency: {self.latency} is given, but latency_ms is neither among the costs nor "
                 "has it a budget, max_latency_ms"
             )
+        if self.estimate == "shared_weights" and self.train.ema_decay > 0:
+            raise ValueError("train.ema_decay: shared weights are not averaged; expected 0")
         if self.search == "halving":
             if self.estimate != "proxy":
                 raise ValueError("search: halving needs estimate: proxy; others have one fidelity")

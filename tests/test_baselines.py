@@ -1,7 +1,10 @@
 """Baselines of a given size: a ready-made MobileNetV2 and a twin of random blocks."""
 
+import json
+import math
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,11 +12,19 @@ from torch import nn
 
 from blocksearch.ops import LIGHT_OPS
 from blocksearch.space import SearchSpace
-from evaluation.baselines import WIDTHS, MobileNetV2, mobilenet_near
+from evaluation.baselines import WIDTHS, MobileNetV2, ResNet, mobilenet_near, resnet_near
 from evaluation.cost import measure_cost
 from evaluation.preprocessing import Preprocessing
 from evaluation.records import Cost, ModelRecord
-from netsearch.baselines import baseline_trials, random_twin
+from netsearch.baselines import (
+    DARTS_V2,
+    baseline_trials,
+    darts_v2,
+    darts_v2_near,
+    fitted,
+    random_twin,
+    uniform_spec,
+)
 from netsearch.genome import NetworkSpec, Stage
 from netsearch.network import predict_cost
 
@@ -124,3 +135,75 @@ def test_both_baselines_of_a_found_network_are_of_its_size_and_carry_their_own_c
         assert trial.record.cost == measure_cost(trial.build(), (3, 32, 32))
         assert 0.8 < trial.record.cost.params / 30_000 < 1.25
         assert trial.record.genome == () and trial.record.valid_accuracy is None
+
+
+@pytest.mark.parametrize(("blocks", "params"), [(3, 269_722), (9, 853_018)])
+def test_resnets_have_the_published_params(blocks, params):
+    network = ResNet(blocks, 16, (3, 32, 32), 10)
+    # He et al. 2016, table 6: ResNet-20 with 0.27 M and ResNet-56 with 0.85 M.
+    assert network.depth == {3: 20, 9: 56}[blocks]
+    assert network.cost.params == params_of(network()) == params
+    assert resnet_near(params, blocks, (3, 32, 32), 10) == network
+    layers = [m for m in network().modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert len(layers) == network.depth
+
+
+def test_a_resnet_halves_twice_and_its_shortcuts_pass_on_what_they_get():
+    model = ResNet(1, 4, (1, 8, 8), 3)().eval()
+    assert model(torch.randn(2, 1, 8, 8)).shape == (2, 3)
+    block = model[4].eval()
+    assert (block.conv1.in_channels, block.conv1.out_channels) == (4, 8)
+    nn.init.zeros_(block.norm2.weight)  # the shortcut alone
+    x = torch.rand(1, 4, 8, 8)
+    y = block(x)
+    assert torch.equal(y[:, :4], x[:, :, ::2, ::2]) and not y[:, 4:].any()
+
+
+def test_darts_v2_of_18_channels_has_the_params_that_others_measured():
+    stack = darts_v2(18, (3, 32, 32), 10)
+    assert round(stack.cost().params / 1e6, 3) == 0.887
+    assert round(stack.cost().flops / 1e6) == 142
+    assert sum(p.numel() for p in stack().parameters()) == stack.cost().params
+    assert darts_v2(36, (3, 32, 32), 10).cost().params == 3_349_342
+    assert darts_v2_near(887_000, (3, 32, 32), 10) == stack
+
+
+def test_darts_v2_is_the_published_genotype(data_root):
+    facts = json.loads((data_root / "published_facts.json").read_text())
+    published = facts["darts_space_genotypes"]["DARTS_V2"]["genotype"]
+    for kind, name in (("normal", "normal"), ("reduction", "reduce")):
+        nodes = [[(edge.op, edge.source) for edge in node] for node in DARTS_V2[kind].nodes]
+        pairs = [tuple(pair) for pair in published[name]]
+        assert [set(node) for node in nodes] == [set(pairs[i : i + 2]) for i in range(0, 8, 2)]
+
+
+def test_mobilenet_x05_has_its_published_last_layer_where_that_is_asked_for():
+    network = mobilenet_near(697_258, (3, 32, 32), 10, last_channels=2560)
+    assert network == MobileNetV2(0.5, (3, 32, 32), 10, 2560)
+    assert network.cost.params == 697_258
+    assert network().classifier[0].in_features == 1280
+
+
+@pytest.mark.parametrize("target", [6_000, 20_000, 60_000])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_uniform_stack_comes_as_near_to_the_params_as_steps_of_4_channels_allow(target, seed):
+    draw = random.Random(seed)
+    cells = {kind: CELLS.random_cell(draw) for kind in ("normal", "reduction")}
+    shape = (3, 16, 16)
+
+    def params(*widths):
+        spec = uniform_spec(2, 1)
+        stages = [replace(s, channels=w) for s, w in zip(spec.stages, widths, strict=True)]
+        return predict_cost(replace(spec, stages=tuple(stages)), cells, shape, 10).params
+
+    found = fitted(uniform_spec(2, 1), cells, target, shape, 10)
+    first, second = (stage.channels for stage in found.stages)
+    count = params(first, second)
+    assert 0.75 < count / target < 1.3
+    assert 1 <= second / first <= 4 and first % 4 == second % 4 == 0
+    # No other that doubles exactly is nearer.
+    distance = abs(math.log(count / target))
+    assert all(
+        abs(math.log(params(width, 2 * width) / target)) >= distance - 1e-12
+        for width in range(4, 41, 4)
+    )

@@ -1,5 +1,6 @@
 """Checkpoints: kills at every step, damage of each kind, two generations, the budget of time."""
 
+import copy
 import hashlib
 import io
 import math
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 
 import evaluation.checkpoint
 from evaluation.checkpoint import EVERY_S, FORMAT, Checkpoint, Position, State
+from evaluation.cost import count_params
 from evaluation.data import AugmentConfig, Split, batches, cycle
 from evaluation.errors import InputError
-from evaluation.training import TrainConfig, TrainingError, seeded_model, train
+from evaluation.training import TrainConfig, TrainingError, WeightUpdate, seeded_model, train
 
 IMAGES, BATCH, EPOCHS = 26, 4, 2  # 6 steps an epoch; 2 images are left out of each
 STEPS = IMAGES // BATCH
@@ -109,13 +111,18 @@ def every_step(monkeypatch):
     monkeypatch.setattr(evaluation.checkpoint, "EVERY_S", 0.0)
 
 
+@pytest.mark.parametrize("ema_decay", [0.0, 0.8])
 @pytest.mark.parametrize("steps", range(1, EPOCHS * STEPS))
-def test_a_training_killed_at_any_step_ends_as_the_unbroken_one(tmp_path, every_step, steps):
-    weights, logged = trained()
+def test_a_training_killed_at_any_step_ends_as_the_unbroken_one(
+    tmp_path, every_step, steps, ema_decay
+):
+    weights, logged = trained(ema_decay=ema_decay)
     with pytest.raises(Killed):
-        trained(Checkpoint(tmp_path / "x.ckpt"), killer(steps))
+        trained(Checkpoint(tmp_path / "x.ckpt"), killer(steps), ema_decay=ema_decay)
     begun: list[None] = []
-    found, rest = trained(Checkpoint(tmp_path / "x.ckpt"), lambda: begun.append(None))
+    found, rest = trained(
+        Checkpoint(tmp_path / "x.ckpt"), lambda: begun.append(None), ema_decay=ema_decay
+    )
     assert len(begun) == EPOCHS * STEPS - steps  # no step is done twice
     assert found == weights
     assert rest == logged[steps // STEPS :]
@@ -396,3 +403,21 @@ def test_a_training_that_went_wrong_in_mid_epoch_goes_wrong_again(tmp_path, ever
     with pytest.raises(TrainingError) as resumed:
         trained(Checkpoint(tmp_path / "x.ckpt"), learning_rate=1e30)
     assert str(resumed.value) == str(unbroken.value)
+
+
+def test_the_checkpoint_of_a_million_params_with_momenta_and_averages_fits_into_16_mib(tmp_path):
+    def build() -> nn.Module:
+        convolutions = [nn.Sequential(nn.Conv2d(100, 100, 3), nn.BatchNorm2d(100))] * 11
+        return nn.Sequential(*[copy.deepcopy(one) for one in convolutions], nn.Linear(1, 6_000))
+
+    model = seeded_model(build, 0, "cpu")
+    params = count_params(model)
+    assert 1_000_000 <= params < 1_010_000
+    update = WeightUpdate(model, RECIPE.model_copy(update={"ema_decay": 0.9}))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    update.optimizer.step()
+    position = Position(step=1_000, logged={"loss": [torch.ones(1_000)]})
+    Checkpoint(tmp_path / "x.ckpt").save({"update": update, "position": position})
+    size = (tmp_path / "x.ckpt").stat().st_size
+    assert 3 * 4 * params < size < 16 * 2**20

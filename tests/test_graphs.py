@@ -170,12 +170,12 @@ RECIPE = TrainConfig(
 )
 
 
-def trained(device="cpu"):
+def trained(device="cpu", ema_decay=0.0):
     model, losses = seeded_model(net, 0, device), []
     train(
         model,
         split(device),
-        RECIPE,
+        RECIPE.model_copy(update={"ema_decay": ema_decay}),
         seed=0,
         augment=AugmentConfig(pad_px=1),
         on_epoch=lambda epoch, loss: losses.append(loss),
@@ -186,11 +186,18 @@ def trained(device="cpu"):
 def changed_by(update):
     """All tensors that an update of the weights changes."""
     momenta = [state["momentum_buffer"] for state in update.optimizer.state.values()]
-    return [*update.model.state_dict().values(), *momenta]
+    averages = update.average.averages if update.average else []
+    return [*update.model.state_dict().values(), *momenta, *averages]
 
 
-def test_a_training_whose_steps_are_replayed_equals_the_eager_one_bit_for_bit(monkeypatch):
-    expected, expected_losses = trained()
+with_and_without_average = pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+
+
+@with_and_without_average
+def test_a_training_whose_steps_are_replayed_equals_the_eager_one_bit_for_bit(
+    monkeypatch, ema_decay
+):
+    expected, expected_losses = trained(ema_decay=ema_decay)
     updates = []
 
     class Watched(WeightUpdate):
@@ -201,17 +208,20 @@ def test_a_training_whose_steps_are_replayed_equals_the_eager_one_bit_for_bit(mo
     graphs = RecordedGraphs(lambda: changed_by(updates[0]))
     monkeypatch.setattr(evaluation.training, "WeightUpdate", Watched)
     monkeypatch.setattr(evaluation.training, "graphs_for", lambda device: graphs)
-    got, losses = trained()
+    got, losses = trained(ema_decay=ema_decay)
     assert (graphs.ran, graphs.captured, graphs.replayed) == (3, 1, 3 * 4 - 3)
     assert losses == expected_losses
     assert all(torch.equal(got[name], expected[name]) for name in expected)
 
 
 @needs_gpu
-def test_on_a_gpu_a_training_is_captured_without_a_warning_and_equals_the_eager_one(monkeypatch):
-    got, losses = trained("cuda")  # a warning would be an error
+@with_and_without_average
+def test_on_a_gpu_a_training_is_captured_without_a_warning_and_equals_the_eager_one(
+    monkeypatch, ema_decay
+):
+    got, losses = trained("cuda", ema_decay)  # a warning would be an error
     monkeypatch.setattr(evaluation.training, "graphs_for", lambda device: None)
-    expected, expected_losses = trained("cuda")
+    expected, expected_losses = trained("cuda", ema_decay)
     assert losses == pytest.approx(expected_losses, rel=1e-3)
     for name, tensor in expected.items():
         assert torch.allclose(got[name], tensor, rtol=1e-2, atol=1e-3), name

@@ -91,10 +91,26 @@ def test_the_kept_weights_reproduce_the_test_accuracy(tmp_path, context):
     folder = tmp_path / "x"
     result = retrain(net, 0, folder, context, description="a net")
     assert names(folder) == ["seed-0.json", "weights.safetensors"]
-    assert json.loads((folder / "seed-0.json").read_text()) == {"seed": 0, "test_accuracy": result}
+    found = json.loads((folder / "seed-0.json").read_text())
+    wrong = found.pop("wrong")
+    assert found == {"seed": 0, "test_accuracy": result}
     model = net()
     model.load_state_dict(load_file(folder / "weights.safetensors"))
     assert accuracy(model, TEST) == result > 0.6
+    assert 0 < len(wrong) < len(TEST) and len(TEST) - len(wrong) == round(result * len(TEST))
+    one_by_one = [
+        number
+        for number in range(len(TEST))
+        if not accuracy(
+            model,
+            replace(
+                TEST,
+                images=TEST.images[number : number + 1],
+                labels=TEST.labels[number : number + 1],
+            ),
+        )
+    ]
+    assert wrong == one_by_one
 
 
 def test_without_keeping_weights_only_the_result_stays(tmp_path, context):
@@ -226,6 +242,14 @@ def test_all_are_retrained_with_all_seeds_and_the_first_seed_keeps_its_weights(t
         model = net()
         model.load_state_dict(load_file(folder / "weights.safetensors"))
         assert accuracy(model, TEST) == by_seed[3]
+
+
+def test_weights_that_nobody_wants_are_not_kept(tmp_path, context):
+    config = RetrainConfig(members=1, baselines=0, seeds=(0,), train=RECIPE)
+    one = replace(trial("a", net), keep_weights=False)
+    (record,) = retrain_all([one], config, tmp_path, context, workers=Workers(1))
+    assert names(tmp_path / "retrained" / "a") == ["record.json", "seed-0.json"]
+    assert len(record.test_accuracy) == 1
 
 
 def test_one_failed_retraining_leaves_the_others_alone(tmp_path, context):

@@ -140,6 +140,13 @@ def test_a_kill_while_shared_weights_are_trained_loses_no_epoch(tmp_path, monkey
         ({"costs": ("params", "params")}, "distinct costs"),
         ({"search": "halving"}, r"\[1, 1, 1\] epochs on its rungs"),
         ({"search": "halving", "estimate": "shared_weights"}, "needs estimate: proxy"),
+        (
+            {
+                "estimate": "shared_weights",
+                "train": RECIPE.model_copy(update={"ema_decay": 0.9}).model_dump(),
+            },
+            "shared weights are not averaged",
+        ),
         ({"widths": (4, 6)}, "multiples of 4"),
     ],
 )

@@ -1,5 +1,6 @@
 """The supervised loop: it learns, it resumes bit for bit, it follows its schedule."""
 
+import contextlib
 import math
 
 import pytest
@@ -15,6 +16,7 @@ from evaluation.training import (
     TrainingError,
     WeightUpdate,
     accuracy,
+    correct,
     cosine,
     epoch_generator,
     seeded_model,
@@ -294,9 +296,10 @@ def test_an_update_equals_the_textbook_one():
         assert torch.allclose(w, p, rtol=1e-4, atol=1e-6)
 
 
-def test_no_step_waits_for_its_device():
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_no_step_waits_for_its_device(ema_decay):
     model, split = seeded_model(net, 0, "cpu").train(), halves()
-    update = WeightUpdate(model, recipe())
+    update = WeightUpdate(model, recipe(ema_decay=ema_decay))
     images = split.images.float()
     update(images, split.labels)  # the first step makes the momenta
     with Operations() as seen:
@@ -317,6 +320,55 @@ def test_the_accuracy_of_many_batches_waits_for_its_device_no_more_than_that_of_
         return len([name for name in seen.names if name in WAITS - {"_to_copy"}])
 
     assert 0 < waits(1800) == waits(10)
+
+
+@pytest.mark.parametrize("ema_decay", [0.7, 0.999])
+def test_an_averaged_training_ends_with_the_average_of_what_all_its_steps_left(ema_decay):
+    """The average of the textbook, with a decay that rises from 0.1 as n / (9 + n)."""
+    states, average, steps = [], {}, 2 * (96 // 16)
+    for last in range(1, steps + 1):  # the states after each step, of a training that stops there
+        model, left = seeded_model(net, 0, "cpu"), iter(range(last))
+        hook = model.register_forward_pre_hook(lambda *_, left=left: stop_after(left))
+        with contextlib.suppress(Stop):
+            train(model, halves(), recipe(epochs=2), seed=3, augment=PLAIN)
+        hook.remove()
+        states.append(state_of(model))
+    for number, state in enumerate([state_of(seeded_model(net, 0, "cpu")), *states]):
+        decay = min(ema_decay, number / (9 + number))
+        for name, value in state.items():
+            average[name] = decay * average.get(name, 0.0) + (1 - decay) * value.double()
+    model = seeded_model(net, 0, "cpu")
+    train(model, halves(), recipe(epochs=2, ema_decay=ema_decay), seed=3, augment=PLAIN)
+    found = state_of(model)
+    assert found.pop("1.num_batches_tracked") == steps
+    for name, value in found.items():
+        assert torch.allclose(value.double(), average[name], rtol=1e-5, atol=1e-7), name
+        assert not torch.allclose(value, states[-1][name], rtol=1e-3), name
+
+
+def stop_after(left):
+    if next(left, None) is None:
+        raise Stop
+
+
+def test_the_losses_of_an_averaged_training_are_those_of_the_weights_that_learn():
+    losses = {0.0: [], 0.99: []}
+    for ema_decay, found in losses.items():
+        model = seeded_model(net, 0, "cpu")
+        train(
+            model,
+            halves(),
+            recipe(ema_decay=ema_decay),
+            seed=0,
+            augment=PLAIN,
+            on_epoch=lambda epoch, loss, found=found: found.append(loss),
+        )
+    assert losses[0.0] == losses[0.99]
+
+
+def test_the_images_told_right_are_those_whose_largest_logit_is_their_label():
+    split = halves(count=1003)
+    assert torch.equal(correct(Constant(), split), split.labels == 1)
 
 
 def test_a_loaded_update_still_reads_its_learning_rate_from_the_same_tensor():
