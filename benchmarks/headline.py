@@ -42,6 +42,7 @@ from blocksearch.stack import Stack
 from configs.experiment import Config
 from evaluation.baselines import MobileNetV2, ResNet, mobilenet_near, resnet_near
 from evaluation.errors import InputError
+from evaluation.metrics import epochs_and_warnings
 from evaluation.pareto import spread
 from evaluation.records import ModelRecord, json_text, read_json, write_atomic
 from evaluation.retrain import Trial, retrain_all
@@ -188,7 +189,7 @@ class Experiment:
             "retrain",
             f"{name}, epochs",
             total,
-            lambda: folder.epochs_done("retrain"),
+            epochs_and_warnings(folder.metrics, "retrain", pipeline.console.print),
         ):
             for seeds in dict.fromkeys(entry.seeds for entry in entries):
                 trials = list(dict.fromkeys(e.trial for e in entries if e.seeds == seeds))
