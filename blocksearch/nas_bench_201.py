@@ -14,6 +14,7 @@ from pathlib import Path
 
 from blocksearch.space import NORMAL, Cell, Edge, SearchSpace
 from blocksearch.stack import PlacedCell, Stack
+from evaluation.bounded import read_bounded
 from evaluation.errors import InputError
 
 OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
@@ -26,6 +27,7 @@ SPACE = SearchSpace(
     output="last",
     dense=True,
 )
+MOST_TABLE_BYTES = 16 * 2**20  # compressed; the largest of ours has 1.5 million
 MOST_TABLE_CHARACTERS = 64 * 2**20  # the largest of ours has 3.5 million
 CELLS = len(OPS) ** len(SPACE.edges)
 
@@ -141,7 +143,8 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         raise InputError(f"{path}: no such table")
     try:
-        with gzip.open(path, "rt", newline="") as file:
+        packed = io.BytesIO(read_bounded(path, MOST_TABLE_BYTES))
+        with gzip.open(packed, "rt", newline="") as file:
             text = file.read(MOST_TABLE_CHARACTERS + 1)
         if len(text) > MOST_TABLE_CHARACTERS:
             raise InputError(f"{path}: expected at most {MOST_TABLE_CHARACTERS:,} characters")
