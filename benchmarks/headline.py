@@ -35,8 +35,8 @@ import typer
 from headline_facts import FOUND, RANDOM, READY_MADE, Entry, Judged, judged, without
 from headline_tables import document, markdown
 
+from blocksearch.config import SEED_STRIDE
 from blocksearch.library import BlockLibrary
-from blocksearch.search import SEED_STRIDE
 from blocksearch.space import NORMAL, REDUCTION, Cell
 from blocksearch.stack import Stack
 from configs.experiment import Config
