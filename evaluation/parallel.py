@@ -27,7 +27,7 @@ K = TypeVar("K", bound=Hashable)
 R = TypeVar("R")
 
 Backend = Literal["loky", "dask", "ray"]
-DEATHS_ALONE = 2  # of workers that had but this task; then it is given up
+DEATHS_ALONE = 4  # of workers that had but this task; then it is given up: others may kill them too
 MOST_WORKERS = 100_000  # of a cluster
 MOST_PER_CORE = 16  # processes of this machine: loky starts all of them at once
 MOST_MIB = 2**40
