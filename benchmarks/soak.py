@@ -64,6 +64,7 @@ SIGNALS = (signal.SIGKILL, *ENDS)
 OF_WORKERS = (signal.SIGKILL, signal.SIGTERM)  # they leave SIGINT to their parent
 STAGES = (("blocks.json", "blocks"), ("pareto.json", "networks"), ("measured.json", "retrain"))
 LONGEST_WAIT_S = 4.0  # until a kill, counted from the first sign of work
+LONGEST_REPORT_S = 40.0  # the same in the last stage, which begins anew each time
 PATIENCE_S = 10.0  # for a clean end
 POLL_S = 0.05
 EARLY = 0.1  # share of starts that are killed from their first moment on
@@ -205,6 +206,7 @@ class Run:
         self.process.send_signal(sign)
         if not self.wait(PATIENCE_S):
             report.slow_exits += 1
+            print(f"{sign.name} was slow in {stage_of(self.folder)}", file=sys.stderr)
             self.process.kill()
             self.process.wait()
         elif sign in ENDS and listened:
@@ -232,7 +234,8 @@ def broken_run(folder: Path, draw: random.Random, report: Report) -> frozenset[s
         early = draw.random() < EARLY
         while not early and run.alive and not run.works:
             time.sleep(POLL_S)
-        if not run.wait(draw.uniform(0, LONGEST_WAIT_S)):
+        longest_s = LONGEST_REPORT_S if stage_of(folder) == "report" else LONGEST_WAIT_S
+        if not run.wait(draw.uniform(0, longest_s)):
             run.strike(draw, report)
             seen.update(*(lines(folder, name) for name in ARCHIVES))
         if not run.alive:
