@@ -11,7 +11,7 @@ from evaluation.data import DataConfig
 from evaluation.errors import InputError
 from evaluation.parallel import WorkersConfig
 from evaluation.retrain import RetrainConfig
-from netsearch.search import NetSearchConfig
+from netsearch.config import NetSearchConfig
 
 
 class Config(BaseModel):

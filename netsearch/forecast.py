@@ -21,9 +21,9 @@ from evaluation.errors import InputError
 from evaluation.memory import available_bytes, largest_batch, peak_bytes, require_room
 from evaluation.retrain import RetrainConfig
 from evaluation.training import TrainConfig, TrainingError, WeightUpdate, seeded_model, train
+from netsearch.config import NetSearchConfig
 from netsearch.genome import NetworkSpec, Stage, stages_for
 from netsearch.network import builder
-from netsearch.search import NetSearchConfig
 
 TIMED_STEPS = 2
 TRAINED_BYTES = 12  # of a parameter: itself, its gradient and its momentum

@@ -4,106 +4,29 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field, field_validator, model_validator
 from scipy.stats import kendalltau
 
-from blocksearch.config import MOST_CHANNELS
 from blocksearch.library import BlockLibrary
 from blocksearch.space import NORMAL, REDUCTION, SearchSpace
-from evaluation.bounded import MOST_COUNT
 from evaluation.errors import InputError
 from evaluation.latency import DeviceLatencies
 from evaluation.parallel import Workers, run_tasks
-from evaluation.pareto import Box, Budgets, objectives, pareto_set, spread
-from evaluation.records import COST_NAMES, Archive, CostName, ModelRecord
-from evaluation.training import TrainConfig, TrainingContext
-from netsearch.engine import Batch, SearchConfig, run_search
+from evaluation.pareto import Box, objectives, pareto_set, spread
+from evaluation.records import COST_NAMES, Archive, ModelRecord
+from evaluation.training import TrainingContext
+from netsearch.config import NetSearchConfig
+from netsearch.engine import Batch, run_search
 from netsearch.estimate import Evaluator, ProxyTraining, SharedScoring, proxy_epochs
 from netsearch.genome import Floats, GenomeSpace, stages_for
 from netsearch.latency import LatencyTable
 from netsearch.network import least_cells
 from netsearch.problem import NetworkProblem
 from netsearch.searches import LABELS, SEARCHES
-from netsearch.searches.halving import fidelities
-from netsearch.shared_training import SharedContext, SharedWeightsConfig, train_shared_weights
+from netsearch.shared_training import SharedContext, train_shared_weights
 
 EARLY_COUNTS = ("params", "flops")  # of which the least is known before the blocks are
-
-
-class NetSearchConfig(SearchConfig):
-    """The table `netsearch`: the space, the budgets, the search, and how networks are judged."""
-
-    depths: tuple[Annotated[int, Field(le=100)], ...] = Field(min_length=1)
-    widths: tuple[Annotated[int, Field(le=MOST_CHANNELS)], ...] = Field(min_length=1)
-    max_params: int | None = Field(ge=1, le=MOST_COUNT)
-    max_flops: int | None = Field(ge=1, le=MOST_COUNT)
-    max_bits: int | None = Field(default=None, ge=1, le=MOST_COUNT)
-    max_latency_ms: float | None = Field(default=None, gt=0)
-    latency: str | None = None
-    costs: tuple[CostName, ...] = Field(min_length=1)
-    estimate: Literal["proxy", "shared_weights"] = "proxy"
-    shared_weights: SharedWeightsConfig = SharedWeightsConfig()
-    random_search: bool
-    train: TrainConfig
-
-    @field_validator("depths", "widths")
-    @classmethod
-    def _ascending(cls, values: tuple[int, ...]) -> tuple[int, ...]:
-        if list(values) != sorted(set(values)) or values[0] < 1:
-            raise ValueError(f"expected distinct positive numbers in ascending order, got {values}")
-        return values
-
-    @field_validator("widths")
-    @classmethod
-    def _multiples_of_4(cls, values: tuple[int, ...]) -> tuple[int, ...]:
-        if any(value % 4 for value in values):
-            raise ValueError(f"expected multiples of 4, as grouped ops need them, got {values}")
-        return values
-
-    @field_validator("costs")
-    @classmethod
-    def _distinct(cls, values: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(values)) != len(values):
-            raise ValueError(f"expected distinct costs, got {values}")
-        return values
-
-    @model_validator(mode="after")
-    def _fitting(self) -> "NetSearchConfig":
-        if self.latency is not None and not self.needs_latency:
-            raise ValueError(
-                f"latency: {self.latency} is given, but latency_ms is neither among the costs nor "
-                "has it a budget, max_latency_ms"
-            )
-        if self.estimate == "shared_weights" and self.train.ema_decay > 0:
-            raise ValueError("train.ema_decay: shared weights are not averaged; expected 0")
-        if self.search == "halving":
-            if self.estimate != "proxy":
-                raise ValueError("search: halving needs estimate: proxy; others have one fidelity")
-            epochs = self.rung_epochs
-            if len(set(epochs)) < len(epochs):
-                raise ValueError(
-                    f"search: halving would train for {epochs} epochs on its rungs, which must "
-                    "differ; raise train.epochs, or lower rungs or eta"
-                )
-        return self
-
-    @property
-    def rung_epochs(self) -> list[int]:
-        """Epochs of a proxy training on each rung of `halving`."""
-        levels = fidelities(self.rungs, self.eta)
-        return [proxy_epochs(self.train.epochs, fidelity) for fidelity in levels]
-
-    @property
-    def budgets(self) -> Budgets:
-        """The hard budgets."""
-        return Budgets(self.max_params, self.max_flops, self.max_latency_ms, max_bits=self.max_bits)
-
-    @property
-    def needs_latency(self) -> bool:
-        """Whether latency is a cost or has a budget."""
-        return "latency_ms" in self.costs or self.max_latency_ms is not None
 
 
 @dataclass(frozen=True)

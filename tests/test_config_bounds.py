@@ -20,7 +20,7 @@ from evaluation.memory import require_room
 from evaluation.parallel import WorkersConfig
 from evaluation.run_folder import RunFolder
 from evaluation.sources import DataConfig, read_source
-from netsearch.search import NetSearchConfig
+from netsearch.config import NetSearchConfig
 from run_pipeline import Pipeline
 
 CONFIG = quickstart()

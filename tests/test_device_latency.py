@@ -21,10 +21,11 @@ from evaluation.parallel import Workers
 from evaluation.paretoblocks_latency import FORMAT
 from evaluation.paretoblocks_latency import main as measure_on_device
 from evaluation.training import TrainConfig, TrainingContext, seeded_model
+from netsearch.config import NetSearchConfig
 from netsearch.genome import GenomeSpace
 from netsearch.latency import EMPTY, LatencyTable, all_parts, export_parts, part_file, parts
 from netsearch.network import builder
-from netsearch.search import Images, NetSearchConfig, NetworkStage
+from netsearch.search import Images, NetworkStage
 
 SHAPE, CLASSES = (3, 16, 16), 10
 SPACE = GenomeSpace(2, depths=(1, 2), widths=(4,), normal=("normal-1",), reduction=("reduction-1",))

@@ -32,10 +32,11 @@ from evaluation.parallel import Workers
 from evaluation.pareto import Budgets, pareto_set
 from evaluation.records import Archive
 from evaluation.training import TrainingContext
+from netsearch.config import NetSearchConfig
 from netsearch.engine import Batch, SearchConfig, run_search
 from netsearch.latency import LatencyTable, parts
 from netsearch.problem import NetworkProblem
-from netsearch.search import Images, NetSearchConfig, NetworkStage, hypervolume_box
+from netsearch.search import Images, NetworkStage, hypervolume_box
 from netsearch.searches import LABELS, SEARCHES
 
 ALL = pytest.mark.parametrize("name", list(SEARCHES))

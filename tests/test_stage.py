@@ -16,8 +16,9 @@ from evaluation.errors import InputError
 from evaluation.parallel import Workers
 from evaluation.records import Archive
 from evaluation.training import TrainConfig, TrainingContext
+from netsearch.config import NetSearchConfig
 from netsearch.latency import LatencyTable
-from netsearch.search import Images, NetSearchConfig, NetworkStage, Outcome
+from netsearch.search import Images, NetworkStage, Outcome
 from netsearch.shared_training import SharedWeightsConfig, score
 from netsearch.shared_weights import SharedWeights
 
