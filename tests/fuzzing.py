@@ -22,6 +22,7 @@ from blocksearch.search import _read_result as read_blocks
 from blocksearch.space import KINDS, SearchSpace
 from configs import FOLDER
 from configs.experiment import Config
+from evaluation.bounded import MOST_LOG_BYTES, read_bounded
 from evaluation.checkpoint import DIGEST_BYTES, Checkpoint, Position
 from evaluation.checkpoint import FORMAT as CHECKPOINT
 from evaluation.errors import InputError
@@ -163,7 +164,7 @@ def write_content(path: Path) -> None:
 
 def read_content(path: Path) -> None:
     """Read it behind a hash that is right: a stranger can compute one."""
-    data, whole = path.read_bytes(), path.with_name("seed-0.ckpt")
+    data, whole = read_bounded(path, MOST_LOG_BYTES), path.with_name("seed-0.ckpt")
     whole.write_bytes(CHECKPOINT + hashlib.sha256(data).digest() + data)
     read_checkpoint(whole).end_epoch()
 

@@ -106,7 +106,7 @@ def test_a_pipe_is_not_waited_for(name, tmp_path):
     path.parent.mkdir(parents=True, exist_ok=True)
     os.mkfifo(path)
     assert stat.S_ISFIFO(path.stat().st_mode)
-    with pytest.raises(InputError, match=path.name):
+    with pytest.raises(target.errors, match=path.name):
         target.read(path)
 
 
