@@ -111,9 +111,10 @@ class _Recomputed(torch.autograd.Function):
             for t, needs in zip(ctx.saved_tensors, needed, strict=True)
         ]
         wanted = [x for x, needs in zip(inputs, needed, strict=True) if needs]
+        outputs = ctx.call(inputs)
+        if not outputs.requires_grad:  # all of its ops are left out: it is a constant
+            return (None,) * len(ctx.needs_input_grad)
         found = iter(
-            torch.autograd.grad(
-                ctx.call(inputs), wanted, grad, create_graph=again, allow_unused=True
-            )
+            torch.autograd.grad(outputs, wanted, grad, create_graph=again, allow_unused=True)
         )
         return None, *[next(found) if needs else None for needs in needed]
