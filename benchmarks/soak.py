@@ -250,6 +250,8 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Print the report; exit with 1 unless every run ended as the unbroken one."""
+    # A shell has what it starts in the background ignore SIGINT, and so would the runs.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     draw, report = random.Random(seed), Report()
     with tempfile.TemporaryDirectory() as name:
         unbroken = Path(name, "unbroken")

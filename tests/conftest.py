@@ -1,6 +1,7 @@
 """What several test files share: one thread, the folder of real data, and a tiny solvable task."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,11 @@ from evaluation.data import Split
 
 SIDE_PX = 8
 PERIOD_PX = 3
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell has what it starts in the background ignore SIGINT, and so would the runs of the tests.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
