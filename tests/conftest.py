@@ -20,7 +20,7 @@ PERIOD_PX = 3
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell has what it starts in the background ignore SIGINT, and so would the runs of the tests.
+    # A shell has what it starts in the background ignore SIGINT; so would our runs.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
