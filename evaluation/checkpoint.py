@@ -26,7 +26,7 @@ EVERY_S = 60.0  # default of what a kill may cost, beside the time that a checkp
 FORMAT = b"paretoblocks checkpoint 1\n"
 ZIP = b"PK\x03\x04"
 DIGEST_BYTES = hashlib.sha256().digest_size
-# also what torch and the parts raise on what is no state of theirs
+# What torch and the parts of a training raise on what is no state of theirs.
 NO_STATE = (*DAMAGED, pickle.UnpicklingError, zipfile.BadZipFile)
 
 State = dict[str, Any]
