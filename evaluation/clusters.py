@@ -23,6 +23,9 @@ R = TypeVar("R")
 
 ANSWER_S = 3.0
 RECONNECT_S = 30.0  # how long a Dask scheduler may be out of reach
+# Dask looks 15 s after a death and closes for good what is not there, so also a worker that died
+# again meanwhile and is being started.
+PATIENCE = {"distributed.deploy.lost-worker-timeout": "1000 days"}
 RAY_RETRIES = 3  # as many as Dask allows
 RAY_STORE_BYTES = 80_000_000  # near the least that Ray takes; records are small
 
@@ -86,12 +89,14 @@ class DaskCluster:
 
     def __init__(self, address: str | None, count: int | None):
         try:
+            import dask
             from dask.distributed import Client, LocalCluster
         except ImportError as error:
             raise not_installed("dask", "workers.backend") from error
         self.address = address
         if address is not None:
             _check_answers(address)
+        dask.config.set(PATIENCE)
         self.local = address is None and LocalCluster(
             n_workers=count,
             threads_per_worker=1,

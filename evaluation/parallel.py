@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from evaluation import clusters
 from evaluation.errors import InputError
 from evaluation.memory import keep_freed_memory
-from evaluation.tasks import Limits, Task, WorkerDied
+from evaluation.tasks import Limits, Task, WorkerDied, die_with
 
 __all__ = ["ONE_WORKER", "WorkerDied", "Workers", "WorkersConfig", "run_tasks"]
 
@@ -173,7 +173,6 @@ def run_tasks(
             threads,
             Path.cwd(),
             takes_gpu=workers.device == "cuda" and workers.backend != "ray",  # Ray does it itself
-            parent=os.getpid() if here else None,
             limits=Limits(workers.memory_mib, minutes),
         )
         for key, arguments in tasks.items()
@@ -272,12 +271,14 @@ def _executor(count: int, reuse: Literal["auto", False] = "auto") -> Any:
     return get_reusable_executor(
         count,
         timeout=IDLE_S,
-        initializer=_leave_signals,
+        initializer=_begin,
+        initargs=(os.getpid(),),
         env=dict.fromkeys(THREADS, threads),
         reuse=reuse,
     )
 
 
-def _leave_signals() -> None:
-    """Leave Ctrl-C, which a terminal sends to all processes, to the parent: it ends its workers."""
+def _begin(parent: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to all processes, to the parent, and end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with(parent)

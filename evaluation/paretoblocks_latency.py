@@ -111,8 +111,8 @@ def time_files(paths: list[Path], options: Options) -> dict[str, dict[str, Any]]
     for path in paths:  # before any is timed: a damaged one is told at once
         name = _run_once(path, options)
         if name in names:
-            both = f"{names[name]} and {path}"
-            raise LatencyError(f"{both} have the same name {name!r}; time them in two folders")
+            both = f"{names[name]} and {path} have the same name {name!r}"
+            raise LatencyError(f"{both}; time them in two folders")
         names[name] = path
     rounds = [{name: _time(names[name], options) for name in names} for _ in range(options.rounds)]
     return {name: _entry(path, [one[name] for one in rounds]) for name, path in names.items()}

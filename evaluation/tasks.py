@@ -65,7 +65,6 @@ class Task(Generic[R]):
         threads: Compute threads.
         folder: Working directory, so that relative paths mean the same on every machine.
         takes_gpu: Whether the process must choose a GPU; else it has the one that it sees.
-        parent: Process with which the worker ends; None where it lives on.
         limits: What it may take.
         mark: File that is made when it begins, on this machine; None: none.
     """
@@ -75,7 +74,6 @@ class Task(Generic[R]):
     threads: int
     folder: Path
     takes_gpu: bool = False
-    parent: int | None = None
     limits: Limits = Limits()
     mark: Path | None = None
 
@@ -97,8 +95,6 @@ class Task(Generic[R]):
         Raises:
             InputError: If the folder is not on this machine.
         """
-        if self.parent is not None:
-            _die_with(self.parent)
         with _one_at_a_time:
             if self.mark is not None:
                 self.mark.touch()
@@ -122,7 +118,6 @@ class Task(Generic[R]):
 # Networks draw their weights from the process's only global generator, so threads must not mix.
 _one_at_a_time = threading.Lock()
 _slots: list[FileLock] = []  # held until this process ends
-_watched: set[int] = set()
 
 
 def take_gpu() -> None:
@@ -155,13 +150,8 @@ def gpu_of(slot: int, gpus: Sequence[str]) -> str:
     return sorted(gpus)[slot % len(gpus)]
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """End this worker as soon as its parent is gone, so that no orphan goes on computing."""
-    if os.getppid() != parent:
-        os._exit(1)
-    if parent in _watched:
-        return
-    _watched.add(parent)
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -31,6 +31,7 @@ BACKENDS = ("dask", "ray")
 STORE_BYTES = 80_000_000
 REFUSED_WITHIN_S = 10
 POLL_S = 0.05
+DASK_LOOKS_AFTER_S = 15
 HANG_S = 2.0  # a limit that only what hangs reaches
 ARCHIVE, EVALUATIONS = "archive.jsonl", 8
 TINY = (
@@ -44,7 +45,8 @@ class DaskPair:
     """Two Dask workers; one that is killed is started again by its nanny."""
 
     def __init__(self):
-        distributed = pytest.importorskip("dask.distributed")
+        dask, distributed = pytest.importorskip("dask"), pytest.importorskip("dask.distributed")
+        dask.config.set(clusters.PATIENCE)
         self.cluster = distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0"
         )
@@ -126,11 +128,16 @@ def whereabouts(number):
 
 
 def logged(number, log, seconds):
-    """Say that the task began, work, and answer."""
-    with log.open("a") as file:
-        file.write(f"{number}\n")
+    """Say that the task began, work, say that it ended, and answer."""
+    append(log, f"+{number}")
     time.sleep(seconds)
+    append(log, f"-{number}")
     return number
+
+
+def append(log, line):
+    with log.open("a") as file:
+        file.write(f"{line}\n")
 
 
 def fail(number):
@@ -150,8 +157,9 @@ def hang(number):
     return number
 
 
-def starts(log):
-    return sorted(int(line) for line in log.read_text().split()) if log.exists() else []
+def starts(log, sign="+"):
+    lines = log.read_text().split() if log.exists() else []
+    return sorted(int(line[1:]) for line in lines if line[0] == sign)
 
 
 def wait_until(condition, seconds=30):
@@ -242,15 +250,15 @@ def test_a_task_that_hangs_in_c_code_is_ended_and_the_others_finish(pair):
 def test_what_ran_on_a_worker_that_was_killed_is_done_again(pair, tmp_path):
     both_at_work(pair)
     log = tmp_path / "log"
-    tasks = {i: (i, log, 1.0) for i in range(4)}
+    tasks = {i: (i, log, 1.5) for i in range(6)}
     results = []
     run = threading.Thread(target=lambda: results.extend(run_tasks(logged, tasks, pair.workers)))
     run.start()
-    wait_until(lambda: len(starts(log)) == 2)
+    wait_until(lambda: len(starts(log)) - len(starts(log, "-")) == 2)  # so one on each worker
     pair.kill_one()
     run.join(60)
-    assert sorted(results) == [(i, i) for i in range(4)]
-    assert set(starts(log)) == set(range(4)) and len(starts(log)) == 5
+    assert sorted(results) == [(i, i) for i in range(6)]
+    assert set(starts(log)) == set(range(6)) and len(starts(log)) == 7
 
 
 def test_a_search_that_loses_a_worker_leaves_the_records_of_one_process(pair, serial, tmp_path):
@@ -268,6 +276,30 @@ def test_a_search_that_loses_a_worker_leaves_the_records_of_one_process(pair, se
     lines = searched(tmp_path, pair.workers)
     killer.join()
     assert killed.is_set() and len(lines) == len(serial) and set(lines) == serial
+
+
+@pytest.mark.slow
+def test_a_dask_worker_that_dies_again_when_dask_looks_for_it_is_started_again():
+    pytest.importorskip("dask.distributed")
+    cluster = clusters.DaskCluster(None, 1)
+
+    def kill():
+        worker = next(iter(cluster.local.workers.values()))
+        wait_until(lambda: worker.pid is not None and cluster.client.nthreads())
+        os.kill(worker.pid, signal.SIGKILL)
+
+    def present():
+        return len(cluster.client.nthreads()) == 1
+
+    try:
+        wait_until(present)
+        kill()
+        time.sleep(DASK_LOOKS_AFTER_S - 0.5)
+        kill()
+        time.sleep(1)
+        wait_until(present)
+    finally:
+        cluster.close()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -8,13 +8,13 @@ import subprocess
 import time
 import uuid
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from analytic import CONTEXT, RECIPE, accuracy, files, problem_of, replace_training
 from analytic import run as run_analytic
+from processes import alive, needs_proc
 from tiny_run import command, result
 from tiny_run import run as run_tiny
 from torch import nn
@@ -210,21 +210,6 @@ def interrupted(folder, name, sign):
     assert not left, f"processes {left} go on"
     assert "Traceback" not in printed, printed
     return run.returncode, printed.splitlines()[-1]
-
-
-def alive(mark):
-    """Return the processes that were started with this in their environment."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark.encode() in (folder / "environ").read_bytes():
-                found.append(int(folder.name))
-        except OSError:  # it has ended, or is another user's
-            continue
-    return found
-
-
-needs_proc = pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc")
 
 
 @needs_proc

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import textwrap
 import time
+import uuid
 from pathlib import Path
 
 import pytest
 import torch
+from processes import alive, needs_proc
 
 from evaluation.parallel import DEATHS_ALONE, WorkerDied, Workers, run_tasks
 from evaluation.tasks import Limits
@@ -192,8 +194,10 @@ def test_workers_leave_the_interrupt_of_a_terminal_to_their_parent():
     assert dict(run_tasks(signal_of_ctrl_c, {0: (0,), 1: (1,)}, Workers(2))) == {0: True, 1: True}
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+@needs_proc
 def test_workers_end_soon_after_their_parent_was_killed(tmp_path):
+    """Also the third, which never had a task."""
+    mark = f"PARENT={uuid.uuid4()}"
     script = tmp_path / "parent.py"
     script.write_text(
         textwrap.dedent(
@@ -208,28 +212,23 @@ def test_workers_end_soon_after_their_parent_was_killed(tmp_path):
                     time.sleep({HEARTBEAT_S})
 
             if __name__ == "__main__":
-                list(run_tasks(beat, {{"a": ("a.beat",), "b": ("b.beat",)}}, Workers(2)))
+                list(run_tasks(beat, {{"a": ("a.beat",), "b": ("b.beat",)}}, Workers(3)))
             """
         )
     )
     parent = subprocess.Popen(
         [sys.executable, str(script)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **dict([mark.split("=")])},
         stderr=subprocess.DEVNULL,
     )
     beats = [tmp_path / "a.beat", tmp_path / "b.beat"]
     try:
         assert wait(lambda: all(beat.exists() for beat in beats), 60), "the workers did not start"
+        assert wait(lambda: len(alive(mark)) >= 4, 60), "one of them did not start"
     finally:
         parent.kill()
         parent.wait()
-    assert wait(lambda: silent(beats), ORPHANS_END_WITHIN_S), "orphans go on computing"
-
-
-def silent(beats):
-    before = [beat.read_text() for beat in beats]
-    time.sleep(10 * HEARTBEAT_S)
-    return [beat.read_text() for beat in beats] == before
+    assert wait(lambda: not alive(mark), ORPHANS_END_WITHIN_S), "orphans live on"
 
 
 def wait(condition, seconds):
