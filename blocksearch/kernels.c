@@ -5,6 +5,8 @@
  * depthwise and pointwise convolution; its BatchNorm is never run by itself: whoever reads the
  * unit's output z applies it as an affine map, and its gradient arrives as alpha g + beta z + gamma.
  * Work is divided statically over images, so a fixed number of threads gives fixed bits.
+ *
+ * A function that takes memory returns whether there was none; what it computed is then of no use.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -46,7 +48,7 @@ INLINE void store(REAL *p, vec v) { *(vec *)p = v; }
 INLINE vec pick(mask m, vec a, vec b) { return (vec)(((mask)a & m) | ((mask)b & ~m)); }
 INLINE vec relu(vec v) { return (vec)((mask)v & ~(v <= (REAL)0)); } /* NaN stays NaN */
 
-/* Scratch memory that a thread keeps, so that no call touches fresh pages. */
+/* Scratch memory that a thread keeps, so that no call touches fresh pages; NULL where there is none. */
 static __thread char *scratch_memory;
 static __thread size_t scratch_size;
 
@@ -55,8 +57,8 @@ static REAL *scratch(size_t count) {
     if (wanted > scratch_size) {
         free(scratch_memory);
         scratch_memory = malloc(wanted);
-        if (!scratch_memory) abort();
-        scratch_size = wanted;
+        scratch_size = scratch_memory ? wanted : 0;
+        if (!scratch_memory) return NULL;
     }
     return (REAL *)(((size_t)scratch_memory + 63) & ~(size_t)63);
 }
@@ -249,12 +251,20 @@ static void pack(const Unit *u, int C, REAL *out) {
         for (int i = 0; i < C; i++) pw[i * C + o] = u->pw[o * C + i];
 }
 
-static REAL **pack_all(const Unit *units, int n, int C, REAL **memory) {
+static size_t packed_sizes(const Unit *units, int n, int C) {
     size_t total = 0;
     for (int k = 0; k < n; k++) total += packed_size(units + k, C);
+    return total;
+}
+
+/* The weights of each unit, one after the other in `memory`; NULL where there is none. */
+static REAL **pack_all(const Unit *units, int n, int C, REAL **memory) {
     REAL **packed = malloc(n * sizeof(REAL *));
-    *memory = malloc(total * sizeof(REAL));
-    if (!packed || !*memory) abort();
+    *memory = malloc(packed_sizes(units, n, C) * sizeof(REAL));
+    if (!packed || !*memory) {
+        free(packed);
+        return NULL;
+    }
     REAL *at = *memory;
     for (int k = 0; k < n; k++) {
         packed[k] = at;
@@ -279,16 +289,21 @@ static void depthwise_rows(const Unit *u, const Shape *s, const REAL *in, const 
 }
 
 /* z, and its mean and 1 / std over the batch, for n units. */
-EXPORT void forward_units(const Unit *units, int n, Shape s, double eps) {
+EXPORT int forward_units(const Unit *units, int n, Shape s, double eps) {
     int C = s.channels, Ho = halved(s.height, s.stride), Wo = halved(s.width, s.stride);
     size_t padded = (size_t)(s.height + 2 * s.pad) * (s.width + 2 * s.pad) * C;
     int rows = rows_of(Wo);
     REAL *memory, **packed = pack_all(units, n, C, &memory);
     REAL *sums = calloc((size_t)s.batch * n * 2 * C, sizeof(REAL));
-    if (!sums) abort();
-#pragma omp parallel for schedule(static) num_threads(s.threads)
-    for (int b = 0; b < s.batch; b++) {
-        REAL *in = scratch(padded + (size_t)rows * Wo * C), *d = in + padded;
+    int failed = !packed || !sums, images = failed ? 0 : s.batch;
+#pragma omp parallel for schedule(static) num_threads(s.threads) reduction(| : failed)
+    for (int b = 0; b < images; b++) {
+        REAL *in = scratch(padded + (size_t)rows * Wo * C);
+        if (!in) {
+            failed = 1;
+            continue;
+        }
+        REAL *d = in + padded;
         for (int k = 0; k < n; k++) {
             const Unit *u = units + k;
             const REAL *dw = packed[k], *pw = dw + 2 * u->kernel * u->kernel * C;
@@ -303,12 +318,13 @@ EXPORT void forward_units(const Unit *units, int n, Shape s, double eps) {
             }
         }
     }
-    for (int k = 0; k < n; k++)
+    for (int k = 0; k < n && !failed; k++)
         moments(units[k].z, sums + (size_t)k * 2 * C, (size_t)n * 2 * C, s.batch, (long)Ho * Wo, eps, C,
                 units[k].mean, units[k].rstd);
     free(sums);
     free(packed);
     free(memory);
+    return failed;
 }
 
 /* What turns the gradient g on b (z - mean) rstd into that on z: coef (3, C); see fused.py.
@@ -329,23 +345,23 @@ static void norm_gradient(const REAL *mean, const REAL *rstd, const REAL *b, con
  * Units without `scale` read a state: gx of the last of those that share an input receives the sum
  * of all their gradients, through the ReLU, on top of what is there. Units with `scale` read the
  * normalised output of another unit, whose gradient is left in gx and gx_coef. */
-EXPORT void backward_units(const Unit *units, int n, Shape s) {
+EXPORT int backward_units(const Unit *units, int n, Shape s) {
     int C = s.channels, Ho = halved(s.height, s.stride), Wo = halved(s.width, s.stride);
     int W = s.width + 2 * s.pad, rows = rows_of(Wo);
     size_t padded = (size_t)(s.height + 2 * s.pad) * W * C, image = (size_t)s.height * s.width * C;
-    size_t tile = (size_t)rows * Wo * C, weights = 0;
+    size_t tile = (size_t)rows * Wo * C, weights = packed_sizes(units, n, C);
     REAL *memory, **packed = pack_all(units, n, C, &memory);
-    size_t *offset = malloc(n * sizeof(size_t));
-    for (int k = 0; k < n; k++) {
-        offset[k] = weights;
-        weights += packed_size(units + k, C);
-    }
     REAL *partial = calloc((size_t)s.threads * weights, sizeof(REAL));
     REAL *sums = calloc((size_t)s.batch * n * 2 * C, sizeof(REAL));
-    if (!offset || !partial || !sums) abort();
-#pragma omp parallel for schedule(static, 1) num_threads(s.threads)
-    for (int t = 0; t < s.threads; t++) {
+    double *total = malloc(2 * C * sizeof(double) + C * sizeof(REAL));
+    int failed = !packed || !partial || !sums || !total, threads = failed ? 0 : s.threads;
+#pragma omp parallel for schedule(static, 1) num_threads(s.threads) reduction(| : failed)
+    for (int t = 0; t < threads; t++) {
         REAL *in = scratch(2 * padded + image + 3 * tile);
+        if (!in) {
+            failed = 1;
+            continue;
+        }
         REAL *up = in + padded, *gx = up + padded, *gz = gx + image, *d = gz + tile, *gd = d + tile;
         int first = (int)((long)s.batch * t / s.threads), last = (int)((long)s.batch * (t + 1) / s.threads);
         for (int b = first; b < last; b++)
@@ -353,7 +369,7 @@ EXPORT void backward_units(const Unit *units, int n, Shape s) {
                 const Unit *u = units + k;
                 int kk = u->kernel * u->kernel, lead = s.pad - border(u);
                 const REAL *dw = packed[k], *mirror = dw + kk * C;
-                REAL *gdw = partial + t * weights + offset[k], *gpw = gdw + kk * C;
+                REAL *gdw = partial + t * weights + (dw - memory), *gpw = gdw + kk * C;
                 if (k == 0 || u->x != units[k - 1].x) {
                     activate(u, &s, b, in);
                     memset(gx, 0, image * sizeof(REAL));
@@ -397,14 +413,12 @@ EXPORT void backward_units(const Unit *units, int n, Shape s) {
                 }
             }
     }
-    double *total = malloc(2 * C * sizeof(double));
-    if (!total) abort();
-    for (int k = 0; k < n; k++) {
+    for (int k = 0; k < n && !failed; k++) {
         const Unit *u = units + k;
         int kk = u->kernel * u->kernel;
         if (u->gdw)
             for (int t = 0; t < s.threads; t++) {
-                const REAL *gdw = partial + t * weights + offset[k], *gpw = gdw + kk * C;
+                const REAL *gdw = partial + t * weights + (packed[k] - memory), *gpw = gdw + kk * C;
                 for (int i = 0; i < kk * C; i++) u->gdw[(i % C) * kk + i / C] += gdw[i];
                 for (int i = 0; i < C * C; i++) u->gpw[i] += gpw[i];
             }
@@ -413,7 +427,7 @@ EXPORT void backward_units(const Unit *units, int n, Shape s) {
         for (int b = 0; b < s.batch; b++)
             for (int c = 0; c < 2 * C; c++) total[c] += sums[((size_t)b * n + k) * 2 * C + c];
         /* scale = rstd and shift = -mean rstd of the other unit */
-        REAL *mean = scratch(C);
+        REAL *mean = (REAL *)(total + 2 * C);
         for (int c = 0; c < C; c++) mean[c] = -u->shift[c] / u->scale[c];
         norm_gradient(mean, u->scale, NULL, total, total + C, (double)s.batch * s.height * s.width, C,
                       u->gx_coef);
@@ -421,21 +435,25 @@ EXPORT void backward_units(const Unit *units, int n, Shape s) {
     free(total);
     free(sums);
     free(partial);
-    free(offset);
     free(packed);
     free(memory);
+    return failed;
 }
 
 /* ReLU and a 1x1 convolution from K to C channels: z, its mean and 1 / std. x and z are dense. */
-EXPORT void forward_pointwise(const REAL *x, const REAL *w, REAL *z, REAL *mean, REAL *rstd, int batch,
-                              long pixels, int K, int C, int threads, double eps) {
+EXPORT int forward_pointwise(const REAL *x, const REAL *w, REAL *z, REAL *mean, REAL *rstd, int batch,
+                             long pixels, int K, int C, int threads, double eps) {
     REAL *sums = calloc((size_t)batch * 2 * C, sizeof(REAL)), *packed = malloc(sizeof(REAL) * K * C);
-    if (!sums || !packed) abort();
-    for (int o = 0; o < C; o++)
+    int failed = !sums || !packed, images = failed ? 0 : batch;
+    for (int o = 0; o < C && !failed; o++)
         for (int i = 0; i < K; i++) packed[i * C + o] = w[o * K + i];
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int b = 0; b < batch; b++) {
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(| : failed)
+    for (int b = 0; b < images; b++) {
         REAL *a = scratch((size_t)TILE_PIXELS * K);
+        if (!a) {
+            failed = 1;
+            continue;
+        }
         for (long first = 0; first < pixels; first += TILE_PIXELS) {
             int n = first + TILE_PIXELS <= pixels ? TILE_PIXELS : (int)(pixels - first);
             const REAL *from = x + (b * pixels + first) * K;
@@ -444,19 +462,25 @@ EXPORT void forward_pointwise(const REAL *x, const REAL *w, REAL *z, REAL *mean,
             add_moments(z + (b * pixels + first) * C, z + b * pixels * C, sums + (size_t)b * 2 * C, n, C);
         }
     }
-    moments(z, sums, (size_t)2 * C, batch, pixels, eps, C, mean, rstd);
+    if (!failed) moments(z, sums, (size_t)2 * C, batch, pixels, eps, C, mean, rstd);
     free(sums);
     free(packed);
+    return failed;
 }
 
 /* The gradients of that: gx is written, gw added to where it is not NULL. */
-EXPORT void backward_pointwise(const REAL *x, const REAL *w, const REAL *z, const REAL *g, const REAL *coef,
-                               REAL *gx, REAL *gw, int batch, long pixels, int K, int C, int threads) {
+EXPORT int backward_pointwise(const REAL *x, const REAL *w, const REAL *z, const REAL *g, const REAL *coef,
+                              REAL *gx, REAL *gw, int batch, long pixels, int K, int C, int threads) {
     REAL *partial = calloc((size_t)threads * K * C, sizeof(REAL));
-    if (!partial) abort();
-#pragma omp parallel for schedule(static, 1) num_threads(threads)
-    for (int t = 0; t < threads; t++) {
-        REAL *a = scratch((size_t)TILE_PIXELS * (K + C)), *gz = a + TILE_PIXELS * K;
+    int failed = !partial, parts = failed ? 0 : threads;
+#pragma omp parallel for schedule(static, 1) num_threads(threads) reduction(| : failed)
+    for (int t = 0; t < parts; t++) {
+        REAL *a = scratch((size_t)TILE_PIXELS * (K + C));
+        if (!a) {
+            failed = 1;
+            continue;
+        }
+        REAL *gz = a + TILE_PIXELS * K;
         long start = (long)batch * t / threads * pixels, end = (long)batch * (t + 1) / threads * pixels;
         for (long first = start; first < end; first += TILE_PIXELS) {
             int n = first + TILE_PIXELS <= end ? TILE_PIXELS : (int)(end - first);
@@ -472,18 +496,19 @@ EXPORT void backward_pointwise(const REAL *x, const REAL *w, const REAL *z, cons
             if (gw) matmul_weights(gz, a, partial + (size_t)t * K * C, n, C, K);
         }
     }
-    if (gw)
+    if (gw && !failed)
         for (int t = 0; t < threads; t++)
             for (int i = 0; i < K * C; i++) gw[i] += partial[(size_t)t * K * C + i];
     free(partial);
+    return failed;
 }
 
 /* 3x3 pooling, z and its mean and 1 / std; the average counts no border. */
-EXPORT void forward_pool(const REAL *x, long ldx, int is_max, REAL *z, REAL *mean, REAL *rstd, Shape s,
-                         double eps) {
+EXPORT int forward_pool(const REAL *x, long ldx, int is_max, REAL *z, REAL *mean, REAL *rstd, Shape s,
+                        double eps) {
     int C = s.channels, Ho = halved(s.height, s.stride), Wo = halved(s.width, s.stride);
     REAL *sums = calloc((size_t)s.batch * 2 * C, sizeof(REAL));
-    if (!sums) abort();
+    if (!sums) return 1;
 #pragma omp parallel for schedule(static) num_threads(s.threads)
     for (int b = 0; b < s.batch; b++)
         for (int p = 0; p < Ho * Wo; p++) {
@@ -508,6 +533,7 @@ EXPORT void forward_pool(const REAL *x, long ldx, int is_max, REAL *z, REAL *mea
         }
     moments(z, sums, (size_t)2 * C, s.batch, (long)Ho * Wo, eps, C, mean, rstd);
     free(sums);
+    return 0;
 }
 
 /* gx += the gradient through a pool of gz (C per pixel, dense); the first largest pixel gets it. */
@@ -588,11 +614,11 @@ EXPORT void weighted_sum(const REAL *const *z, const long *ld, const REAL *coef,
 /* For a node with gradient g (dense) that is the gated sum of n normalised z:
  * slope[k] = the gradient on the multiplier of term k, coef[k] (3, C) that on z[k].
  * mean[k] is NULL for a term without BatchNorm; b[k] (C) is what its gradient is scaled by. */
-EXPORT void node_gradient(const REAL *const *z, const long *ld, const REAL *const *mean,
-                          const REAL *const *rstd, const REAL *b, int n, const REAL *g, REAL *slope,
-                          REAL *coef, int batch, long pixels, int C, int threads) {
+EXPORT int node_gradient(const REAL *const *z, const long *ld, const REAL *const *mean,
+                         const REAL *const *rstd, const REAL *b, int n, const REAL *g, REAL *slope,
+                         REAL *coef, int batch, long pixels, int C, int threads) {
     double *sums = calloc((size_t)batch * (n + 1) * C, sizeof(double));
-    if (!sums) abort();
+    if (!sums) return 1;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int i = 0; i < batch; i++)
         for (long first = 0; first < pixels; first += SUM_PIXELS) {
@@ -623,4 +649,5 @@ EXPORT void node_gradient(const REAL *const *z, const long *ld, const REAL *cons
         }
     }
     free(sums);
+    return 0;
 }

@@ -29,6 +29,7 @@ SOURCE = Path(__file__).with_name("kernels.c")
 SWITCH = "PARETOBLOCKS_KERNELS"  # set to 0, the plain path runs
 DTYPES = {torch.float32: ("float", "int"), torch.float64: ("double", "long")}
 MAX_KERNEL = 7
+TAKE_NO_MEMORY = ("backward_pool", "weighted_sum")
 
 _plain = False
 _warned: list[str] = []  # why there are no kernels, as soon as that was said
@@ -124,7 +125,14 @@ def library(dtype: torch.dtype, lanes: int) -> SimpleNamespace | None:
     functions = {name: compiled[name] for name in signatures}
     for name, types in signatures.items():
         functions[name].argtypes, functions[name].restype = types, None
+        if name not in TAKE_NO_MEMORY:
+            functions[name].restype, functions[name].errcheck = whole, _check
     return SimpleNamespace(**functions)
+
+
+def _check(failed: Any, function: Any, arguments: Any) -> Any:
+    if failed:
+        raise MemoryError(f"{function.__name__}: the kernels got no memory")
 
 
 def _warn_once(reason: str) -> None:

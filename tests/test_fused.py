@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.utils.checkpoint
@@ -652,3 +653,39 @@ def test_width_masks_that_do_not_divide_the_width_are_refused():
     masks = torch.ones(2, len(net.space.edges), 3)
     with pytest.raises(ValueError, match="multiple of the 3 masks, got 8"):
         net(images, Gates(gates.weight, channels=masks))
+
+
+HUGE, LARGE = 2**24, 2**22  # channels, pixels of a side: neither fits into an address space
+WITHOUT_MEMORY = {
+    "forward_units": (HUGE, 1),
+    "backward_units": (HUGE, 1),
+    "forward_units, scratch of a thread": (8, LARGE),
+    "backward_units, scratch of a thread": (8, LARGE),
+    "forward_pointwise": (HUGE, 1),
+    "backward_pointwise": (HUGE, 1),
+    "forward_pool": (HUGE, 1),
+    "node_gradient": (HUGE, 1),
+}
+
+
+@pytest.mark.parametrize("case", WITHOUT_MEMORY)
+def test_a_kernel_that_gets_no_memory_raises(case: str) -> None:
+    channels, side = WITHOUT_MEMORY[case]
+    weights = np.zeros(256, np.float32)
+    units = np.zeros(1, kernels.UNIT)
+    units["dw"] = units["pw"] = weights.ctypes.data
+    units["kernel"], units["dilation"] = 3, 1
+    batch = 2**20 if "pool" in case or "node" in case else 2
+    shape = kernels.Shape(batch, side, side, channels, 1, 1, 2)
+    arguments = {
+        "forward_units": (units.ctypes.data, 1, shape, 1e-5),
+        "backward_units": (units.ctypes.data, 1, shape),
+        "forward_pointwise": (*[None] * 5, batch, 1, channels, channels, 2, 1e-5),
+        "backward_pointwise": (*[None] * 7, batch, 1, channels, channels, 2),
+        "forward_pool": (None, 1, 1, None, None, None, shape, 1e-5),
+        "node_gradient": (*[None] * 5, 1, None, None, None, batch, 1, channels, 2),
+    }
+    name = case.split(",")[0]
+    functions = kernels.library(torch.float32, 4)
+    with pytest.raises(MemoryError, match=f"{name}: the kernels got no memory"):
+        getattr(functions, name)(*arguments[name])
