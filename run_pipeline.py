@@ -210,9 +210,8 @@ class Pipeline:
             if tabular:
                 benchmark_table()
             blocks, sharing = self.config.blocksearch, self.workers.sharing
-            self._let_through(
-                check_search_memory(self.dataset, blocks, device=self.device, workers=sharing)
-            )
+            tight = check_search_memory(self.dataset, blocks, device=self.device, workers=sharing)
+            self._recompute_in(tight)
             self._claim()
             searches = self.config.blocksearch.searches(self.config.seed)
             epochs = len(searches) * self.config.blocksearch.epochs
@@ -336,16 +335,15 @@ class Pipeline:
         if not self.folder.pareto.exists():
             tables = config, self.config.netsearch, self.config.retrain
             sharing = self.workers.sharing
-            self._let_through(
-                check_memory(self.dataset, *tables, device=self.device, workers=sharing)
-            )
+            tight = check_memory(self.dataset, *tables, device=self.device, workers=sharing)
+            self._recompute_in(tight)
 
-    def _let_through(self, recompute: frozenset[str]) -> None:
-        """Have block searches recompute their cells that would not fit into memory otherwise."""
-        self._recompute = recompute
-        if recompute:
+    def _recompute_in(self, searches: frozenset[str]) -> None:
+        """Have those block searches recompute cells that would not fit into memory otherwise."""
+        self._recompute = searches
+        if searches:
             self.console.print(
-                f"warning: {', '.join(sorted(recompute))}: the memory does not hold a step of this "
+                f"warning: {', '.join(sorted(searches))}: the memory does not hold a step of this "
                 "batch, unless the insides of cells are computed again in the backward pass: the "
                 "search does so, slower and with the same result"
             )
