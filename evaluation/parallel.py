@@ -1,11 +1,13 @@
 """Independent tasks in worker processes, here or on a cluster: results as they come."""
 
 import os
+import queue
 import signal
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
 from concurrent.futures import as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -260,9 +262,18 @@ def _results(tasks: Mapping[K, Task[R]], count: int) -> Generator[tuple[K, R], N
         finished = True
     finally:
         if not finished:
-            executor.shutdown(kill_workers=True)
+            _end(executor)
     if died is not None:
         raise died
+
+
+def _end(executor: Any) -> None:
+    """End the processes, whatever they are at and whatever waits for them."""
+    # Loky forgets what waits, and then fails to find it by the numbers left in its queue.
+    with suppress(queue.Empty):
+        while True:
+            executor._work_ids.get_nowait()
+    executor.shutdown(kill_workers=True)
 
 
 def _executor(count: int, reuse: Literal["auto", False] = "auto") -> Any:

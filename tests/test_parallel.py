@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -27,6 +28,10 @@ LIMIT_MIB = 2048
 
 def square(x):
     return x * x, os.getpid(), torch.get_num_threads()
+
+
+def rest(seconds):
+    time.sleep(seconds)
 
 
 def square_or_die(x, how):
@@ -117,6 +122,17 @@ def test_a_consumer_may_stop_early_and_run_tasks_again():
     stream.close()
     again = dict(run_tasks(square, {i: (i,) for i in range(3)}, Workers(2)))
     assert {key: value[0] for key, value in again.items()} == {0: 0, 1: 1, 2: 4}
+
+
+def test_a_consumer_may_stop_while_many_tasks_wait(monkeypatch):
+    errors = []
+    monkeypatch.setattr(threading, "excepthook", errors.append)  # else joblib's thread prints it
+    for taken in range(1, 5):  # most of them met the error before it was mended
+        stream = run_tasks(rest, {i: (0.002,) for i in range(40)}, Workers(2))
+        for _ in range(taken):
+            next(stream)
+        stream.close()
+    assert errors == []
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
