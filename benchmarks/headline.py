@@ -15,7 +15,9 @@ networks are trained from scratch by its recipe, `retrain.train`:
   1,000,000, else all scaled by the same factor of params; all training seeds;
 - ranking: so many more of stage two's archive that Kendall's tau compares 16; first training seed.
 
-With `--long-epochs` the member that is most accurate on validation images is trained so long.
+With `--alternatives` other readings of "enhanced gradient" (docs/methods.md) are searched with the
+same lambdas and seeds, and stand beside the gammas: for where gamma = 1 is not ahead. With
+`--long-epochs` the member that is most accurate on validation images is trained so long.
 All is chosen by seeds, params and validation accuracy; test errors are only reported. DIR gets
 `headline.json` and `headline.md`; `--results` puts the rows into a file of rows, in place of those
 of the same dataset and device. `--jpeg` names the folder of CIFAR-10's packed parts, whose
@@ -32,12 +34,22 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from headline_facts import FOUND, RANDOM, READY_MADE, Entry, Judged, judged, without
+from headline_facts import (
+    FOUND,
+    RANDOM,
+    RANDOM_CELLS,
+    READY_MADE,
+    Entry,
+    Judged,
+    judged,
+    without,
+)
 from headline_tables import document, markdown
 
-from blocksearch.config import SEED_STRIDE
+from blocksearch.config import SEED_STRIDE, Search
 from blocksearch.library import BlockLibrary
-from blocksearch.space import NORMAL, REDUCTION, Cell
+from blocksearch.search import SearchContext, run_searches
+from blocksearch.space import NORMAL, REDUCTION, Cell, base_kind
 from blocksearch.stack import Stack
 from configs.experiment import Config
 from evaluation.baselines import MobileNetV2, ResNet, mobilenet_near, resnet_near
@@ -57,6 +69,11 @@ from netsearch.search import genome_space, network_problem
 from run_pipeline import Device, Pipeline
 
 STRATEGY = "enhanced_gradient"
+ALTERNATIVES: dict[str, dict[str, Any]] = {  # what they change of the strategy's table
+    "alternative B": {"gamma": 0.0, "unscaled_weight_gradient": True},
+    "alternative C": {"gamma": 1.0, "one_hot": True},
+    "alternative D": {"gamma": 0.0, "tau_end": 0.1},
+}
 SHARE = 0.9  # of max_params, the middle of the issue's 0.85 to 0.95 M
 RANKED = 16  # networks that Kendall's tau compares, at least
 DRAWS = 200  # random networks, of which those nearest in params to the members are taken
@@ -95,13 +112,11 @@ class Experiment:
                 found.setdefault(name, {})[block.kind] = block.cell
         entries, pairs = [], {}
         for search in self.config.blocksearch.searches(self.config.seed):
-            settings = dict(search.settings)
             if search.strategy != STRATEGY or search.name not in found:
                 continue  # the latter: it failed
-            number = search.seed % SEED_STRIDE
-            pair = f"lambda={settings['complexity_weight']:g}, seed {number}"
+            pair, number = _pair_of(search)
             pairs[pair] = number
-            label = f"gamma={settings['gamma']:g}"
+            label = f"gamma={dict(search.settings)['gamma']:g}"
             entries.append(self._stacked(found[search.name], label, pair, number))
         for place, (pair, number) in enumerate(pairs.items()):
             draw = random.Random(self.config.seed * 1000 + place)
@@ -109,7 +124,39 @@ class Experiment:
                 kind: self.config.blocksearch.space.random_cell(draw)
                 for kind in (NORMAL, REDUCTION)
             }
-            entries.append(self._stacked(cells, "random cells", pair, number))
+            entries.append(self._stacked(cells, RANDOM_CELLS, pair, number))
+        return entries
+
+    def alternatives(self) -> list[Entry]:
+        """Cells of other readings of "enhanced gradient", searched here, stacked like gamma's."""
+        pipeline, blocks = self.pipeline, self.config.blocksearch
+        folder = RunFolder(pipeline.folder.path / FOLDER / "alternatives")
+        context = SearchContext(
+            blocks,
+            self.config.data,
+            self.config.seed,
+            stages_for(self.shape[1:]),
+            pipeline.device,
+            folder.path / "blocks",
+            folder.metrics,
+            60 * pipeline.workers.checkpoint_minutes,
+        )
+        searches: dict[str, tuple[str, Search]] = {}
+        for label, changes in ALTERNATIVES.items():
+            table = {STRATEGY: blocks.strategies[STRATEGY] | changes}
+            changed = blocks.model_copy(update={"strategies": table})
+            for one in changed.searches(self.config.seed):
+                name = f"{label[-1]}-{one.name}"
+                searches[name] = label, replace(one, name=name)
+        counter = epochs_and_warnings(folder.metrics, "blocks", pipeline.console.print)
+        total = len(searches) * blocks.epochs
+        with folder.step(pipeline.console, "blocks", "alternatives, epochs", total, counter):
+            results = run_searches(context, [one for _, one in searches.values()], pipeline.workers)
+        entries = []
+        for (label, search), result in zip(searches.values(), results, strict=True):
+            for cells, _ in result.candidates:
+                of_kind = {base_kind(kind): cell for kind, cell in cells.items()}
+                entries.append(self._stacked(of_kind, label, *_pair_of(search)))
         return entries
 
     def stage_two(self) -> list[Entry]:
@@ -212,7 +259,7 @@ class Experiment:
     def _stacked(self, cells: dict[str, Cell], label: str, pair: str, number: int) -> Entry:
         params = round(SHARE * self.most_params)
         spec = self._uniform(cells, params)
-        kind = RANDOM if label == "random cells" else FOUND
+        kind = RANDOM if label == RANDOM_CELLS else FOUND
         entry = self._entry(spec, cells, label, kind, pair)
         return replace(entry, seeds=(self.seeds[number % len(self.seeds)],))
 
@@ -237,6 +284,12 @@ class Experiment:
         record = ModelRecord(id, (), (), cost, self.seeds[0])
         one = Trial("", record, network, keep_weights=False)
         return Entry(one, READY_MADE, label, label, self.seeds, self.epochs)
+
+
+def _pair_of(search: Search) -> tuple[str, int]:
+    """Name what searches of one lambda and seed have in common; and which of the seeds it is."""
+    number = search.seed % SEED_STRIDE
+    return f"lambda={dict(search.settings)['complexity_weight']:g}, seed {number}", number
 
 
 def decoded(folder: Path, config: Config, images: int) -> frozenset[int]:
@@ -264,7 +317,9 @@ def decoded(folder: Path, config: Config, images: int) -> frozenset[int]:
     return frozenset(np.flatnonzero(~lossless).tolist())
 
 
-def compared(pipeline: Pipeline, long_epochs: int | None) -> dict[str, list[Judged]]:
+def compared(
+    pipeline: Pipeline, long_epochs: int | None, alternatives: bool
+) -> dict[str, list[Judged]]:
     """Train what each comparison asks for, and return all that it compares."""
     experiment, recipe = Experiment(pipeline), pipeline.config.retrain.train
     front = [judged(entry, pipeline.folder.path) for entry in experiment.found()]
@@ -275,6 +330,8 @@ def compared(pipeline: Pipeline, long_epochs: int | None) -> dict[str, list[Judg
             "ready_made": front + experiment.train("ready_made", experiment.ready_made(), recipe),
             "ranking": front + experiment.train("ranking", experiment.ranking(), recipe),
         }
+        if alternatives:
+            results["gamma"] += experiment.train("alternatives", experiment.alternatives(), recipe)
         if long_epochs is not None:
             longer = recipe.model_copy(update={"epochs": long_epochs})
             results["long"] = experiment.train(f"long-{long_epochs}", experiment.long(), longer)
@@ -297,6 +354,9 @@ def main(
     workers: Annotated[int | None, typer.Option(min=1, help="Default: the config's.")] = None,
     jpeg: Annotated[Path | None, typer.Option(help="Folder of CIFAR-10's packed parts.")] = None,
     long_epochs: Annotated[int | None, typer.Option(min=1, help="Of the best member.")] = None,
+    alternatives: Annotated[
+        bool, typer.Option("--alternatives", help="Search by the alternatives to gamma as well.")
+    ] = False,
     results: Annotated[Path | None, typer.Option(help="File of rows to put ours into.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -311,7 +371,7 @@ def main(
         if jpeg is not None:
             doubtful = decoded(jpeg, experiment, len(pipeline.dataset.test))
         pipeline.run()
-        groups = compared(pipeline, long_epochs)
+        groups = compared(pipeline, long_epochs, alternatives)
         tests = len(pipeline.dataset.test)
         data = document(pipeline, without(groups, doubtful, tests), len(doubtful))
         write_atomic(out / "headline.json", json_text(data))

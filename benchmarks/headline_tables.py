@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from headline_facts import (
+    RANDOM_CELLS,
     READY_MADE,
     Judged,
     gamma,
@@ -132,7 +133,7 @@ def _arm_line(group: Sequence[Judged], label: str) -> Line:
     own = [one for one in group if one.entry.label == label]
     good = [one for one in own if one.errors]
     return Line(
-        f"stack of {label} cells" if label.startswith("gamma") else f"stack of {label}",
+        f"stack of {label}" if label == RANDOM_CELLS else f"stack of {label} cells",
         own[0].entry.kind,
         round(fmean(one.params for one in own)),
         round(fmean(one.entry.trial.record.cost.flops for one in own)),
@@ -193,7 +194,9 @@ def _seconds(folder: RunFolder, groups: Mapping[str, Sequence[Judged]]) -> dict[
     """Return the seconds of the run's stages and of each comparison, by name."""
     spent = {title: folder.seconds(stage) for stage, title in STAGES.items()}
     for path in sorted((folder.path / "headline").glob("*/metrics.jsonl")):
-        spent[f"trainings: {path.parent.name}"] = RunFolder(path.parent).seconds("retrain")
+        name, own = path.parent.name, RunFolder(path.parent)
+        spent[f"searches: {name}"] = own.seconds("blocks")
+        spent[f"trainings: {name}"] = own.seconds("retrain")
     return {
         name: {"wall_s": wall_s, "compute_s": compute_s}
         for name, (wall_s, compute_s) in spent.items()

@@ -60,7 +60,8 @@ def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("headline") / "run"
     old = [{"dataset": "another", "device": "x"}]
     (out.parent / "results.json").write_text(json.dumps(old))
-    results = ["--results", str(out.parent / "results.json"), "--long-epochs", "2", "--json"]
+    results = ["--results", str(out.parent / "results.json"), "--long-epochs", "2"]
+    results += ["--alternatives", "--json"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(headline, "DRAWS", 20)
         patch.setattr(evaluation.baselines, "WIDTHS", (0.05, 0.1))
@@ -118,15 +119,39 @@ def networks(data, comparison, label):
     return [one for one in own if one["label"] == label]
 
 
-def test_every_gamma_has_its_searches_and_random_pairs_of_the_same_params(run):
+def test_every_gamma_and_alternative_has_its_searches_and_random_pairs_of_the_same_params(run):
     _, _, data = run
-    for label in ("gamma=0", "gamma=1", "random cells"):
+    for label in ("gamma=0", "gamma=1", "random cells", *headline.ALTERNATIVES):
         ones = networks(data, "gamma", label)
         assert [(one["pair"], one["seeds"]) for one in ones] == [
             ("lambda=0.1, seed 0", [0]),
             ("lambda=0.1, seed 1", [3]),
         ]
         assert all(0.8 * MOST < one["params"] < MOST for one in ones)
+
+
+def test_each_alternative_is_searched_by_itself_and_beside_gamma_1_in_pairs(run):
+    out, _, data = run
+    found = sorted((out / "headline" / "alternatives" / "blocks").glob("*.json"))
+    assert [path.stem for path in found] == [
+        f"{letter}-enhanced_gradient-s{seed}" for letter in "BCD" for seed in (0, 1)
+    ]
+    scores = {path.stem: json.loads(path.read_text())["candidates"][0]["score"] for path in found}
+    own = {path.stem: json.loads(path.read_text()) for path in (out / "blocks").glob("*.json")}
+    scores |= {name: one["candidates"][0]["score"] for name, one in own.items()}
+    assert len(set(scores.values())) > len(headline.ALTERNATIVES)  # they are not one search
+    differences = data["comparisons"]["gamma"]["differences"]
+    assert all(one["paired"] for label, one in differences.items() if label != "random cells")
+    assert {"searches: alternatives", "trainings: alternatives"} <= data["seconds"].keys()
+
+
+@pytest.mark.parametrize("name", ["cifar10.yaml", "headline_cpu.yaml"])
+def test_an_alternative_differs_in_one_setting_from_a_gamma_of_the_config(name):
+    own = Config.load(FOLDER / name).blocksearch.strategies[headline.STRATEGY]
+    for changes in headline.ALTERNATIVES.values():
+        assert changes["gamma"] in own["gamma"]
+        (other,) = {key for key in changes if own[key] != changes[key]} - {"gamma"}
+        assert other in ("unscaled_weight_gradient", "one_hot", "tau_end")
 
 
 def test_each_member_has_a_random_and_a_uniform_network_beside_it(run):
@@ -228,6 +253,8 @@ def test_gamma_1_is_ahead_only_of_what_has_larger_errors(gamma0, random, ahead):
     assert not headline_facts.gamma(sides(**{"gamma=1": [0.2, 0.3]}))["ahead"]
     equal = sides(**{"gamma=0": [0.2, 0.3], "gamma=1": [0.2, 0.3]})
     assert not headline_facts.gamma(equal)["ahead"]
+    other = sides(**{"alternative B": [0.1, 0.1]})  # not what gamma = 1 is to be ahead of
+    assert headline_facts.gamma(group + other)["ahead"] is ahead
 
 
 def test_the_hypervolume_of_retrained_networks_is_that_of_their_test_errors():
