@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from blocksearch import fused, kernels
+from blocksearch.cell_plan import CellPlan, Term
 from blocksearch.forms import PLAIN, Form, Whole, passage_of
 from blocksearch.ops import Zero, build_op, factorized_reduce, relu_conv_bn
 from blocksearch.relaxation import Gates
@@ -93,7 +94,7 @@ class MixedCell(nn.Module):
         self.passage = passage_of(form, space, channels, reduction=reduction)
         self.zero = Zero(_stride(0, space.inputs, reduction))
         self.out_channels = (space.nodes if space.output == "concat" else 1) * channels
-        self._last_plan: tuple[object, fused.CellPlan] | None = None
+        self._last_plan: tuple[object, CellPlan] | None = None
 
     def forward(self, s0: Tensor, s1: Tensor, gates: Gates, kind: int) -> Tensor:
         """Compute the relaxed cell.
@@ -162,7 +163,7 @@ class MixedCell(nn.Module):
         weight, slope = gates.multipliers(kind, edges, choices, states[0].shape[1])
         return fused.mixed_cell(self._plan(tuple(active)), states, weight, slope)
 
-    def _plan(self, active: tuple[tuple[int, int], ...]) -> fused.CellPlan:
+    def _plan(self, active: tuple[tuple[int, int], ...]) -> CellPlan:
         """The plan of the last set of active ops is kept: most searches have but one."""
         ops: list[Any] = [self.edges[e][o] for e, o in active]  # type: ignore[index]
         key = active, ops
@@ -170,11 +171,11 @@ class MixedCell(nn.Module):
             inputs = self.space.inputs
             places = [self.space.edges[e] for e, _ in active]
             terms = [
-                fused.Term(source, target - inputs, op)
+                Term(source, target - inputs, op)
                 for (source, target), op in zip(places, ops, strict=True)
             ]
             stride = 2 if self.reduction else 1
-            self._last_plan = key, fused.CellPlan(terms, inputs, self.space.nodes, stride)
+            self._last_plan = key, CellPlan(terms, inputs, self.space.nodes, stride)
         return self._last_plan[1]
 
 

@@ -12,161 +12,21 @@ arithmetic. Here a whole cell is one autograd function over the loops of `kernel
 - Pools, which have no weights, are computed once per state. Backward, depthwise outputs are
   computed again rather than kept, and only if the weights want a gradient.
 
-What an op must be to run here is told by its type (`ops.Separable`, pools, identity); any other op
-runs in PyTorch inside the same function. A second derivative needs the plain path:
-`with kernels.plain_path():`. What found cells train on is in `units.py`.
+What an op must be to run here is told by its type, in `cell_plan.py`; any other op runs in PyTorch
+inside the same function. A second derivative needs the plain path: `with kernels.plain_path():`.
+What found cells train on is in `units.py`.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from blocksearch.kernels import (
-    UNIT,
-    Shape,
-    is_depthwise,
-    is_pointwise,
-    lanes_of,
-    library,
-    refuse_second_derivative,
-)
-from blocksearch.ops import Op, Separable
-
-
-@dataclass(frozen=True)
-class Term:
-    """One active op on one edge: what it adds to a node of the cell."""
-
-    source: int
-    node: int
-    op: Op
-
-
-Places = dict[tuple[nn.Module, str], int]
-
-
-class CellPlan:
-    """What a cell runs, in the order in which the kernels take it; made once for each set of ops.
-
-    Args:
-        terms: The active ops, grouped by node.
-        inputs: Number of input states.
-        nodes: Number of nodes N.
-        stride: 2 in a cell that halves the resolution of its inputs.
-    """
-
-    def __init__(self, terms: Sequence[Term], inputs: int, nodes: int, stride: int):
-        self.terms, self.inputs, self.nodes, self.stride = list(terms), inputs, nodes, stride
-        self.holders = [
-            (module, name)
-            for term in terms
-            for module in term.op.modules()
-            for name, _ in module.named_parameters(recurse=False)
-        ]
-        self.place = {holder: k for k, holder in enumerate(self.holders)}
-        self.sizes = [p.numel() for p in self.parameters()]
-        first = np.cumsum([0, *self.sizes])
-        self.leaving = [_Leaving(self.terms, s, self.place, first) for s in range(inputs + nodes)]
-        arriving = [[t for t, term in enumerate(terms) if term.node == n] for n in range(nodes)]
-        self.arriving = [slice(a[0], a[-1] + 1) if a else slice(0) for a in arriving]
-        self.has_norm = np.array([term.op.norm is not None for term in terms])
-        self.node_of = np.array([term.node for term in terms])
-        norms = [term.op.norm for term in terms if term.op.norm is not None]
-        forms = {(norm.eps, norm.affine, norm.track_running_stats) for norm in norms}
-        if len(forms) > 1 or any(affine or tracks for _, affine, tracks in forms):
-            raise ValueError(
-                "a mixed cell needs BatchNorms of one eps, without parameters and running "
-                f"statistics, got {sorted(forms)}"
-            )
-        self.eps = norms[0].eps if norms else 0.0
-
-    def parameters(self) -> list[Tensor]:
-        """Return those of the ops at this moment; a module may be given others."""
-        return [cast(Tensor, module._parameters[name]) for module, name in self.holders]
-
-    def places(self, term: Term) -> list[int]:
-        """Where `parameters` has those of a term."""
-        modules = set(term.op.modules())
-        return [k for k, (module, _) in enumerate(self.holders) if module in modules]
-
-
-class _Leaving:
-    """The terms that read one state, by the way they are computed."""
-
-    def __init__(self, terms: list[Term], source: int, place: Places, first: np.ndarray):
-        by_type: dict[type[nn.Module] | None, list[int]] = {}
-        for t, term in enumerate(terms):
-            if term.source == source:
-                by_type.setdefault(_type_of(term.op), []).append(t)
-        self.skips = by_type.get(nn.Identity, [])
-        self.others = by_type.get(None, [])
-        self.pools = [
-            (is_max, by_type[pool])
-            for is_max, pool in ((True, nn.MaxPool2d), (False, nn.AvgPool2d))
-            if pool in by_type
-        ]
-        separable = by_type.get(Separable, [])
-        self.layers = []
-        for depth in (0, 1):
-            layer = _Layer(terms, separable, depth, place, first)
-            if layer.terms:
-                self.layers.append(layer)
-
-
-class _Layer:
-    """The first or the second units of the separable ops that leave one state."""
-
-    def __init__(
-        self, terms: list[Term], separable: list[int], depth: int, place: Places, first: np.ndarray
-    ):
-        bodies = {t: cast(Separable, terms[t].op.body).convolutions for t in separable}
-        self.terms = [t for t in separable if len(bodies[t]) > 2 * depth]
-        self.last = np.array([len(bodies[t]) == 2 * depth + 2 for t in self.terms], dtype=bool)
-        self.before = [separable.index(t) for t in self.terms]  # its place in the layer before
-        self.depthwise = [bodies[t][2 * depth] for t in self.terms]
-        self.pointwise = [bodies[t][2 * depth + 1] for t in self.terms]
-        self.places = np.array(
-            [
-                [place[conv, "weight"] for conv in convs]
-                for convs in (self.depthwise, self.pointwise)
-            ],
-            dtype=int,
-        )
-        self.pad = max((cast(int, conv.padding[0]) for conv in self.depthwise), default=0)
-        self.units = np.zeros(len(self.terms), UNIT)
-        self.units["kernel"] = [conv.kernel_size[0] for conv in self.depthwise]
-        self.units["dilation"] = [conv.dilation[0] for conv in self.depthwise]
-        self.offsets = first[self.places].astype(np.uint64)
-        self.last_terms = [t for t, last in zip(self.terms, self.last, strict=True) if last]
-        self.last_places = [k for k, last in enumerate(self.last) if last]
-
-
-def _type_of(op: Op) -> type[nn.Module] | None:
-    """The type by which the kernels know a body; None leaves it to PyTorch."""
-    body = op.body
-    if isinstance(body, nn.Identity) and not op.relu and op.norm is None:
-        return nn.Identity
-    if op.norm is None:
-        return None
-    if isinstance(body, Separable) and op.relu:
-        depthwise, pointwise = body.convolutions[::2], body.convolutions[1::2]
-        known = all(map(is_depthwise, depthwise)) and all(map(is_pointwise, pointwise))
-        later = [conv for conv in depthwise[1:] if conv.stride != (1, 1)]
-        return Separable if known and not later and len(depthwise) <= 2 else None
-    if isinstance(body, nn.MaxPool2d) and not op.relu:
-        form: tuple[object, ...] = (body.kernel_size, body.padding, body.dilation, body.ceil_mode)
-        return nn.MaxPool2d if form == (3, 1, 1, False) else None
-    if isinstance(body, nn.AvgPool2d) and not op.relu:
-        form = (body.kernel_size, body.padding, body.count_include_pad, body.ceil_mode)
-        unusual = body.divisor_override is not None
-        return nn.AvgPool2d if form == (3, 1, False, False) and not unusual else None
-    return None
+from blocksearch.cell_plan import CellPlan, Layer, Leaving
+from blocksearch.kernels import Shape, lanes_of, library, refuse_second_derivative
 
 
 def mixed_cell(plan: CellPlan, states: list[Tensor], weight: Tensor, slope: Tensor) -> Tensor:
@@ -281,7 +141,7 @@ class _Run:
         shift = -(scale * self.stats[chosen, 0]).sum(dim=0)
         self._weighted_sum(self.pointers[chosen], self.distances[chosen], scale, shift, out)
 
-    def _separable_outputs(self, source: int, leaving: _Leaving, x: _Pixels) -> None:
+    def _separable_outputs(self, source: int, leaving: Leaving, x: _Pixels) -> None:
         outputs: list[_Outputs] = []
         for depth, layer in enumerate(leaving.layers):
             new = _Outputs(self._new(len(layer.terms)), self._vectors(len(layer.terms), 2))
@@ -296,7 +156,7 @@ class _Run:
             self.stats[layer.last_terms] = new.stats[layer.last_places]
         self.layers.append(outputs)
 
-    def _pool_outputs(self, source: int, leaving: _Leaving, x: _Pixels) -> None:
+    def _pool_outputs(self, source: int, leaving: Leaving, x: _Pixels) -> None:
         for is_max, terms in leaving.pools:
             z, stats = self._new(1), self._vectors(1, 2)
             self.kernels.forward_pool(
@@ -313,7 +173,7 @@ class _Run:
             self.pointers[terms] = z.data_ptr()
             self.stats[terms] = stats
 
-    def _other_outputs(self, leaving: _Leaving, x: _Pixels) -> None:
+    def _other_outputs(self, leaving: Leaving, x: _Pixels) -> None:
         if leaving.skips:
             self.pointers[leaving.skips] = x.pointer
             self.distances[leaving.skips] = x.distance
@@ -384,7 +244,7 @@ class _Run:
             self.threads,
         )
 
-    def _separable_gradient(self, source: int, leaving: _Leaving, x: _Pixels) -> None:
+    def _separable_gradient(self, source: int, leaving: Leaving, x: _Pixels) -> None:
         between: tuple[np.ndarray, np.ndarray] | None = None
         for depth, layer in reversed(list(enumerate(leaving.layers))):
             units = self._units(source, depth, layer, self.layers[source], x)
@@ -407,7 +267,7 @@ class _Run:
             shape = self._shape(source, depth, layer.pad)
             self.kernels.backward_units(units.ctypes.data, len(units), shape)
 
-    def _pool_gradient(self, source: int, leaving: _Leaving, x: _Pixels) -> None:
+    def _pool_gradient(self, source: int, leaving: Leaving, x: _Pixels) -> None:
         for is_max, terms in leaving.pools:
             grad, coef = self._new(1), self.coef[terms]
             scale = torch.cat([coef[:, 0], coef[:, 1].sum(dim=0, keepdim=True)])
@@ -425,7 +285,7 @@ class _Run:
             )
 
     def _other_gradient(
-        self, source: int, leaving: _Leaving, weights: list[Tensor], parts: list[Tensor | None]
+        self, source: int, leaving: Leaving, weights: list[Tensor], parts: list[Tensor | None]
     ) -> None:
         if leaving.skips:
             pointers = self.node_grads[leaving.skips]
@@ -473,7 +333,7 @@ class _Run:
         return Shape(self.batch, *side, self.channels, stride, pad, self.threads)
 
     def _units(
-        self, source: int, depth: int, layer: _Layer, outputs: list[_Outputs], x: _Pixels
+        self, source: int, depth: int, layer: Layer, outputs: list[_Outputs], x: _Pixels
     ) -> np.ndarray:
         """The units of a layer with all that the forward pass knows of them."""
         units = layer.units.copy()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from blocksearch import fused, kernels
+from blocksearch.cell_plan import CellPlan
 from blocksearch.cells import CellInputs, DiscreteCell, MixedCell
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS, Op, Zero
 from blocksearch.relaxation import Gates, one_hot_gates
@@ -113,7 +114,7 @@ def test_an_inactive_op_does_not_run_and_gets_no_gradient(plain, monkeypatch, re
             op.body.register_forward_hook(lambda *_, op=op: ran.append(place[op]))
     compute = fused.mixed_cell
 
-    def spy(plan: fused.CellPlan, *rest) -> Tensor:
+    def spy(plan: CellPlan, *rest) -> Tensor:
         for term in plan.terms:
             edge = space.edges.index((term.source, 2 + term.node))
             assert place[term.op][0] == edge

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from blocksearch import fused, kernels
+from blocksearch.cell_plan import CellPlan
 from blocksearch.engine import (
     Batch,
     Cells,
@@ -288,7 +289,7 @@ def test_the_shared_weight_accuracy_runs_only_the_ops_of_the_cells(plain, monkey
             op.body.register_forward_hook(lambda *_, name=name: ran.append(name))
     compute = fused.mixed_cell
 
-    def spy(plan: fused.CellPlan, *rest: Any) -> Tensor:
+    def spy(plan: CellPlan, *rest: Any) -> Tensor:
         ran.extend(names[term.op] for term in plan.terms)
         return compute(plan, *rest)
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from blocksearch import fused, kernels
+from blocksearch.cell_plan import CellPlan, Term
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS, OPS, Op, batch_norm, build_op
 from blocksearch.relaxation import Gates
 from blocksearch.space import SearchSpace
@@ -107,12 +108,12 @@ def assert_near(
 
 
 @pytest.fixture
-def cells_run(monkeypatch) -> list[list[fused.Term]]:
+def cells_run(monkeypatch) -> list[list[Term]]:
     """The terms of every cell that the kernels compute."""
     seen = []
     compute = fused.mixed_cell
 
-    def spy(plan: fused.CellPlan, *rest) -> Tensor:
+    def spy(plan: CellPlan, *rest) -> Tensor:
         seen.append(plan.terms)
         return compute(plan, *rest)
 
@@ -178,7 +179,7 @@ def test_a_width_that_no_vector_divides_takes_the_plain_path(cells_run):
 def one_op(op: Op, x: Tensor, stride: int) -> Tensor:
     """A cell of one input and one node, which is the output of one op."""
     ones = torch.ones(1, x.shape[1], dtype=x.dtype)
-    plan = fused.CellPlan([fused.Term(0, 0, op)], 1, 1, stride)
+    plan = CellPlan([Term(0, 0, op)], 1, 1, stride)
     return fused.mixed_cell(plan, [x], ones, ones)
 
 
@@ -584,11 +585,12 @@ def test_where_nothing_can_be_kept_a_library_lasts_as_long_as_the_process(
 CHECK = """
 import torch
 from blocksearch import fused, kernels
+from blocksearch.cell_plan import CellPlan, Term
 from blocksearch.ops import build_op
 op, x = build_op("max_pool_3x3", 4, 1, True), torch.randn(2, 4, 5, 5)
 ones = torch.ones(1, 4)
 assert kernels.fits(x)
-plan = fused.CellPlan([fused.Term(0, 0, op)], 1, 1, 1)
+plan = CellPlan([Term(0, 0, op)], 1, 1, 1)
 torch.testing.assert_close(fused.mixed_cell(plan, [x], ones, ones), op(x))
 """
 
