@@ -517,7 +517,9 @@ def pick_model(
     latency: Annotated[
         Path | None, typer.Option(help="JSON of paretoblocks-latency, from another device.")
     ] = None,
-    file: Annotated[Format, typer.Option(help="Which files --max-file-kb is of.")] = Format.WEIGHTS,
+    file: Annotated[
+        Format, typer.Option(help="Of which files --max-file-kb and --latency are.")
+    ] = Format.WEIGHTS,
     as_json: AsJson = False,
 ) -> int:
     """Choose a retrained model by budgets, and say why, what it costs, and what is beside it."""
@@ -528,7 +530,7 @@ def pick_model(
     pipeline = Pipeline.open(folder)
     members, records = pipeline.members, pipeline.retrained()
     if latency is not None:
-        records = members.on_device(records, DeviceLatencies.load(latency))
+        records = members.on_device(records, DeviceLatencies.load(latency), file)
     chosen = choose(records, wishes, members.file_bytes(records, file))
     weights = members.weights(chosen.record)
     if as_json:

@@ -44,6 +44,10 @@ class Format(StrEnum):
         """With which a file's name ends."""
         return SUFFIXES[self]
 
+    def name_of(self, id: str) -> str:
+        """Return what the file of a member is called by those who time it, beside other files."""
+        return f"{id}.int8" if self is Format.ONNX_INT8 else id
+
 
 SUFFIXES = {
     Format.ONNX: ".onnx",
@@ -107,8 +111,8 @@ def deliver(
     if form is Format.ONNX:
         file = export_onnx(*about, path, name=name, overwrite=overwrite)
         return Delivered(name, file, measure_onnx_ms(path))
-    calibration = images[-CALIBRATED:]
-    file = export_int8(*about, calibration, path, name=name, overwrite=overwrite)
+    calibration, called = images[-CALIBRATED:], form.name_of(name)
+    file = export_int8(*about, calibration, path, name=called, overwrite=overwrite)
     accuracies = accuracy(network, valid.to("cpu")), onnx_accuracy(path, images, valid.labels)
     return Delivered(name, file, measure_onnx_ms(path), accuracies)
 

@@ -132,16 +132,18 @@ class Members:
         return {id: path.stat().st_size for id, path in paths.items()}
 
     def on_device(
-        self, records: Sequence[ModelRecord], latencies: DeviceLatencies
+        self, records: Sequence[ModelRecord], latencies: DeviceLatencies, form: Format
     ) -> list[ModelRecord]:
-        """Return the members with the latencies that another device measured.
+        """Return the members with the latencies that another device measured of a form of files.
 
         Raises:
             InputError: If it measured other files.
         """
-        found = latencies.of([record.id for record in records], "members of the front")
+        names = {record.id: form.name_of(record.id) for record in records}
+        found = latencies.of(names.values(), "members of the front")
         return [
-            replace(record, cost=record.cost.with_latency(found[record.id])) for record in records
+            replace(record, cost=record.cost.with_latency(found[names[record.id]]))
+            for record in records
         ]
 
     def _with_latency(self, record: ModelRecord) -> ModelRecord:

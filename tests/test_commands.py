@@ -19,6 +19,7 @@ from configs.experiment import Config
 from evaluation.data import batches
 from evaluation.errors import InputError
 from evaluation.onnx_files import run_onnx
+from evaluation.paretoblocks_latency import main as measure_on_device
 from evaluation.records import read_json, write_json
 from evaluation.run_folder import RunFolder
 from netsearch.saved import load_network
@@ -111,6 +112,24 @@ def test_an_export_computes_what_the_member_does(folder, member, tmp_path, form,
         expected = network(images)
     found = run_onnx(out, images) if form == "onnx" else load_network(out)[0](images)
     assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_both_exports_of_a_member_are_timed_in_one_folder_and_pick_knows_them_apart(own):
+    (id, *others) = [record.id for record in Pipeline.open(own).retrained()]
+    for form in ("onnx", "onnx-int8"):
+        assert invoke("export", own, "--format", form, "--force").exit_code == 0
+    board = own.parent / "board.json"
+    measure_on_device([str(own / "exports"), "--out", str(board), "--seconds", "0"])
+    both = {f"{one}{ending}" for one in (id, *others) for ending in ("", ".int8")}
+    assert set(json.loads(board.read_text())["files"]) == both
+    times = dict.fromkeys(both, 9.0) | {id: 2.0, f"{id}.int8": 1.0}
+    board.write_text(json.dumps(latencies(times)))
+    for form, expected_ms in (("onnx", 2.0), ("onnx-int8", 1.0)):
+        result = invoke(
+            *("pick", own, "--latency", board, "--max-latency-ms", "5", "--file", form, "--json")
+        )
+        found = json.loads(result.stdout)
+        assert (found["id"], found["latency_ms"]) == (id, expected_ms)
 
 
 def test_int8_says_what_it_costs_and_saves(folder, member, tmp_path):
@@ -250,12 +269,11 @@ def test_a_file_of_latencies_that_is_not_there_is_found_before_any_search(tmp_pa
 
 
 def test_a_search_goes_by_the_latencies_of_another_device(folder, tmp_path):
-    from evaluation.paretoblocks_latency import main
-
     path, parts, board = tmp_path / "run", tmp_path / "parts", tmp_path / "board.json"
     pipeline(path).run("blocks")
     assert invoke("export", path, "--parts", "--out", parts).exit_code == 0
-    main([str(parts), "--out", str(board), "--seconds", "0.001", "--device", "a board"])
+    how = "--seconds", "0.001", "--device", "a board"
+    measure_on_device([str(parts), "--out", str(board), *how])
     changes = f"netsearch.latency={board}", "netsearch.costs=[latency_ms]"
     run = pipeline(path, *changes)
     run.run()
