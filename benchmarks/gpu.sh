@@ -3,7 +3,8 @@
 #
 #   benchmarks/gpu.sh [OUT]     results as JSON and text files in OUT (default: $OUT, or ./gpu-results)
 #
-# On a machine without network, put wheels of what is missing (pymoo, pydantic, ...) into ./wheels.
+# On a machine without network, put wheels of what is missing there into ./wheels, each with what it
+# needs: pymoo, pydantic, plotly (19 MB for CPython 3.12, where torch, scipy, pytest and so on are there).
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-${OUT:-gpu-results}}
@@ -23,7 +24,7 @@ part() { # part NAME COMMAND...: standard output to NAME, errors beside it
 }
 
 if [ -d wheels ]; then
-    pip install --quiet --no-index --find-links wheels pytest pytest-xdist pymoo pydantic filelock
+    pip install --quiet --no-index --no-deps wheels/*.whl
 fi
 python -c 'import torch; assert torch.cuda.is_available(), "no GPU that torch can use"' || exit 2
 
