@@ -230,12 +230,12 @@ class Experiment:
             replace(entry, trial=replace(entry.trial, folder=name), epochs=recipe.epochs)
             for entry in entries
         ]
-        total = sum(len(entry.seeds) for entry in entries) * recipe.epochs
+        trainings = sum(len(seeds) for _, seeds in {(one.trial, one.seeds) for one in entries})
         with folder.step(
             pipeline.console,
             "retrain",
             f"{name}, epochs",
-            total,
+            trainings * recipe.epochs,
             epochs_and_warnings(folder.metrics, "retrain", pipeline.console.print),
         ):
             for seeds in dict.fromkeys(entry.seeds for entry in entries):
