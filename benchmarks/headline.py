@@ -141,19 +141,13 @@ class Experiment:
             folder.metrics,
             60 * pipeline.workers.checkpoint_minutes,
         )
-        searches: dict[str, tuple[str, Search]] = {}
-        for label, changes in ALTERNATIVES.items():
-            table = {STRATEGY: blocks.strategies[STRATEGY] | changes}
-            changed = blocks.model_copy(update={"strategies": table})
-            for one in changed.searches(self.config.seed):
-                name = f"{label[-1]}-{one.name}"
-                searches[name] = label, replace(one, name=name)
+        searches = alternative_searches(self.config)
         counter = epochs_and_warnings(folder.metrics, "blocks", pipeline.console.print)
         total = len(searches) * blocks.epochs
         with folder.step(pipeline.console, "blocks", "alternatives, epochs", total, counter):
-            results = run_searches(context, [one for _, one in searches.values()], pipeline.workers)
+            results = run_searches(context, [one for _, one in searches], pipeline.workers)
         entries = []
-        for (label, search), result in zip(searches.values(), results, strict=True):
+        for (label, search), result in zip(searches, results, strict=True):
             for cells, _ in result.candidates:
                 of_kind = {base_kind(kind): cell for kind, cell in cells.items()}
                 entries.append(self._stacked(of_kind, label, *_pair_of(search)))
@@ -284,6 +278,17 @@ class Experiment:
         record = ModelRecord(id, (), (), cost, self.seeds[0])
         one = Trial("", record, network, keep_weights=False)
         return Entry(one, READY_MADE, label, label, self.seeds, self.epochs)
+
+
+def alternative_searches(config: Config) -> list[tuple[str, Search]]:
+    """Return the searches of each alternative to gamma, with its label: all else as configured."""
+    blocks, found = config.blocksearch, []
+    for label, changes in ALTERNATIVES.items():
+        table = {STRATEGY: blocks.strategies[STRATEGY] | changes}
+        changed = blocks.model_copy(update={"strategies": table})
+        for one in changed.searches(config.seed):
+            found.append((label, replace(one, name=f"{label[-1]}-{one.name}")))
+    return found
 
 
 def _pair_of(search: Search) -> tuple[str, int]:

@@ -139,7 +139,11 @@ def test_each_alternative_is_searched_by_itself_and_beside_gamma_1_in_pairs(run)
     scores = {path.stem: json.loads(path.read_text())["candidates"][0]["score"] for path in found}
     own = {path.stem: json.loads(path.read_text()) for path in (out / "blocks").glob("*.json")}
     scores |= {name: one["candidates"][0]["score"] for name, one in own.items()}
-    assert len(set(scores.values())) > len(headline.ALTERNATIVES)  # they are not one search
+    assert len(set(scores.values())) > len(headline.ALTERNATIVES)
+    log = out / "headline" / "alternatives" / "metrics.jsonl"
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    losses = {one["task"][0]: one["train_loss"] for one in events if "train_loss" in one}
+    assert losses["C"] not in (losses["B"], losses["D"])  # these agree in their only step
     differences = data["comparisons"]["gamma"]["differences"]
     assert all(one["paired"] for label, one in differences.items() if label != "random cells")
     assert {"searches: alternatives", "trainings: alternatives"} <= data["seconds"].keys()
@@ -152,6 +156,20 @@ def test_an_alternative_differs_in_one_setting_from_a_gamma_of_the_config(name):
         assert changes["gamma"] in own["gamma"]
         (other,) = {key for key in changes if own[key] != changes[key]} - {"gamma"}
         assert other in ("unscaled_weight_gradient", "one_hot", "tau_end")
+
+
+@pytest.mark.parametrize("name", ["cifar10.yaml", "headline_cpu.yaml"])
+def test_the_searches_of_an_alternative_are_those_of_gamma_with_its_settings(name):
+    config = Config.load(FOLDER / name)
+    for label, changes in headline.ALTERNATIVES.items():
+        ones = [one for other, one in headline.alternative_searches(config) if other == label]
+        plain = [
+            one
+            for one in config.blocksearch.searches(config.seed)
+            if dict(one.settings)["gamma"] == changes["gamma"]
+        ]
+        expected = [(one.seed, dict(one.settings) | changes) for one in plain]
+        assert [(one.seed, dict(one.settings)) for one in ones] == expected
 
 
 def test_each_member_has_a_random_and_a_uniform_network_beside_it(run):
