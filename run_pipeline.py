@@ -23,6 +23,7 @@ from configs import FOLDER
 from configs.experiment import Config
 from evaluation.choice import Wishes, choose
 from evaluation.data import Dataset, worker_dataset
+from evaluation.doctor import FITS, facts, unfit_torchvision
 from evaluation.ending import BAD_INPUT, DONE, NOTHING_FITS, guarded
 from evaluation.errors import InputError
 from evaluation.latency import DeviceLatencies, device_name
@@ -647,20 +648,13 @@ def compare_strategies(
 @guarded
 def doctor() -> int:
     """Check this machine: versions, device, and whether torch and torchvision fit each other."""
-    for name, found in versions().items():
+    for name, found in facts():
         print(f"{name:14} {found}")
-    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"
-    print(f"{'cores':14} {cpu_count()}")
-    print(f"{'GPU':14} {cuda}")
-    try:
-        import torchvision
-
-        torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
-    except (ImportError, RuntimeError) as error:
-        print(f"torchvision does not fit this torch ({error}).")
+    if unfit := unfit_torchvision():
+        print(f"torchvision does not fit this torch ({unfit}).")
         print("Install both in one command: pip install --force-reinstall torch torchvision")
         return BAD_INPUT
-    print("torch and torchvision fit each other; all is well")
+    print(FITS)
     return DONE
 
 

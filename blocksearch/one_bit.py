@@ -22,6 +22,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from blocksearch.convolution import GridConv2d
+
 EPS = 1e-3  # of the BatchNorms behind convolutions, as in the released code
 
 
@@ -74,7 +76,7 @@ class WeightSign(torch.autograd.Function):
         return grad * (weight.abs() <= 1)
 
 
-class OneBitConv2d(nn.Conv2d):
+class OneBitConv2d(GridConv2d):
     """scale * conv(sign(x), sign(weight)), without a bias; padding is 0, neither sign.
 
     Attributes:

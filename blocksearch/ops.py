@@ -15,6 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from blocksearch.convolution import GridConv2d
 from blocksearch.one_bit import BODIES, OneBitReduce, OneBitUnit
 from evaluation.cost import measure_cost
 from evaluation.records import Cost
@@ -109,8 +110,8 @@ class TwoGrids(nn.Module):
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
         half = out_channels // 2
-        self.even = nn.Conv2d(in_channels, half, 1, stride=2, bias=False)
-        self.odd = nn.Conv2d(in_channels, out_channels - half, 1, stride=2, bias=False)
+        self.even = GridConv2d(in_channels, half, 1, stride=2, bias=False)
+        self.odd = GridConv2d(in_channels, out_channels - half, 1, stride=2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C', ceil(H / 2), ceil(W / 2))."""
@@ -255,7 +256,7 @@ def _gshuffle(channels: int, stride: int, searching: bool) -> nn.Module:
 
 def _convolution(kernel: int) -> OpBuilder:
     def build(channels: int, stride: int, searching: bool) -> nn.Module:
-        body = nn.Conv2d(channels, channels, kernel, stride, kernel // 2, bias=False)
+        body = GridConv2d(channels, channels, kernel, stride, kernel // 2, bias=False)
         return Op(body, batch_norm(channels, searching), relu=True)
 
     return build
