@@ -57,6 +57,7 @@ FIRST_FILES = {  # that depend on a table of the config
     "netsearch": ("shared_weights.safetensors", "archive.jsonl"),
     "retrain": (RETRAINED, "compare.json"),
 }
+MOVED = "; --data says where the images of the run are, if they have moved"
 PLAIN: dict[str, Any] = {"soft_wrap": True, "markup": False, "highlight": False}
 
 
@@ -72,6 +73,7 @@ class Pipeline:
         workers: Where searches and trainings run, and how many at the same time.
         console: Where messages go.
         trackers: Who else is told the scalars of the run, see `evaluation.track`.
+        fingerprint: Of the images that the run is of; None: of a run that begins, or goes on.
     """
 
     config: Config
@@ -81,18 +83,26 @@ class Pipeline:
     workers: Workers = ONE_WORKER
     console: Console = field(default_factory=lambda: Console(**PLAIN, stderr=True))
     trackers: Sequence[str] = ()
+    fingerprint: str | None = None
     _recompute: frozenset[str] = field(default=frozenset(), init=False)  # names of block searches
 
     @classmethod
-    def open(cls, folder: Path) -> "Pipeline":
+    def open(cls, folder: Path, images: Path | None = None) -> "Pipeline":
         """Open the folder of a run.
+
+        Args:
+            folder: The folder.
+            images: Where the images of the run are now; None: where they were.
 
         Raises:
             InputError: If it is none.
         """
         run = RunFolder(folder)
-        name = run.read_facts().name
-        return cls(Config.load(run.config), run, name)
+        facts = run.read_facts()
+        config = Config.load(run.config)
+        if images is not None:
+            config = config.with_paths(str(images), config.netsearch.latency)
+        return cls(config, run, facts.name, fingerprint=facts.fingerprint)
 
     def run(self, until: str = "retrain") -> None:
         """Search blocks, assemble networks, retrain the Pareto members, report.
@@ -254,8 +264,19 @@ class Pipeline:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The images, loaded once."""
-        return worker_dataset(self.config.data, self.config.seed, self.device)
+        """The images, loaded once.
+
+        Raises:
+            InputError: If they cannot be read, or are not those of the run.
+        """
+        try:
+            dataset = worker_dataset(self.config.data, self.config.seed, self.device)
+        except InputError as error:
+            raise InputError(f"{error}{MOVED if self.fingerprint else ''}") from error
+        if self.fingerprint not in (None, dataset.fingerprint):
+            where = self.config.data.root or self.config.data.name
+            raise InputError(f"{where}: these are not the images of the run{MOVED}")
+        return dataset
 
     @property
     def images(self) -> Images:
@@ -559,10 +580,13 @@ def export(
         bool, typer.Option("--parts", help="The parts of all networks, to time them elsewhere.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="Where the images of the run are, if they have moved.")
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Write trained members as files for a device, each compared with the model on real images."""
-    pipeline = Pipeline.open(folder)
+    pipeline = Pipeline.open(folder, data)
     if parts:
         place = out or folder / "parts"
         print(f"{pipeline.export_parts(place)} files in {place}; paretoblocks-latency times them")

@@ -35,7 +35,7 @@ class Config(BaseModel):
         """
         data = read_config(path, changes)
         try:
-            return cls.model_validate(data)
+            config = cls.model_validate(data)
         except ValidationError as error:
             problems = [
                 f"{'.'.join(map(str, one['loc']))}: {one['msg']}"
@@ -44,6 +44,18 @@ class Config(BaseModel):
                 for one in error.errors()
             ]
             raise InputError(f"{path}: " + "; ".join(problems)) from error
+        return config.with_paths(config.data.root, config.netsearch.latency)
+
+    def with_paths(self, images: str | None, latency: str | None) -> "Config":
+        """Return the same experiment with its files there, by paths that hold in every folder.
+
+        Args:
+            images: `data.root`, a file or a folder.
+            latency: `netsearch.latency`, a file.
+        """
+        data = self.data.model_copy(update={"root": _absolute(images)})
+        netsearch = self.netsearch.model_copy(update={"latency": _absolute(latency)})
+        return self.model_copy(update={"data": data, "netsearch": netsearch})
 
     def comparing(self, strategies: str | None, seeds: int | None) -> "Config":
         """Return the same experiment with other strategies and numbers of searches.
@@ -66,3 +78,7 @@ class Config(BaseModel):
             return self.model_copy(update={"blocksearch": BlockSearchConfig(**table)})
         except ValidationError as error:
             raise InputError(f"--strategies, --seeds: {error.errors()[0]['msg']}") from error
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).expanduser().absolute())

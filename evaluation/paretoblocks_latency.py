@@ -177,6 +177,9 @@ def device_words() -> str:
 def main(argv: list[str] | None = None) -> None:
     """Time a folder from the command line; bad input ends with exit status 2."""
     given = _parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):  # names of files may have letters that these lack
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     out = Path(given.out)
     counts = given.threads, given.batch, given.warmup, given.seconds, given.rounds
     options = Options(*counts, given.provider)

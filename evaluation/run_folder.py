@@ -55,6 +55,7 @@ LISTED = (  # in the manifest, of what lies in the folder
     "exports/*",
 )
 WORKERS = "workers"  # the table that changes how, not what, a run computes
+IMAGES = "data.root"  # where the images are; what they are, their fingerprint says
 PACKAGES = ("torch", "torchvision", "pymoo", "numpy", "scipy", "joblib", "scikit-learn")
 
 
@@ -232,7 +233,8 @@ class RunFolder:
             ahead: Tables of stages that have not begun: they may change.
 
         Raises:
-            InputError: If the folder is another run's, naming the keys that differ, or no run's.
+            InputError: If the folder is another run's, naming the keys that differ, or no run's; or
+                if the images are others. Where they are does not matter.
         """
         texts = {
             self.facts: json_text(asdict(facts)),
@@ -256,15 +258,20 @@ class RunFolder:
         if isinstance(theirs, dict):
             theirs[WORKERS] = config.get(WORKERS)  # not compared
         differing = dict(_differences(theirs, config))
+        moved = differing.pop(IMAGES, None)
         changed = [how for key, how in differing.items() if key.partition(".")[0] in ahead]
         if settled := [how for how in differing.values() if how not in changed]:
             raise InputError(f"{self.path}: made by another config: {'; '.join(settled)}")
         if before.fingerprint != facts.fingerprint:
-            raise InputError(f"{self.path}: the images have changed since this run began")
+            where = f": {moved}" if moved else ""
+            raise InputError(f"{self.path}: the images have changed since this run began{where}")
         if (before.versions, before.device) != (facts.versions, facts.device):
             say("warning: the device or the library versions are not those of this run's beginning")
+        if moved:
+            say(f"the images of this run have moved: {moved}")
         if changed:
             say(f"the config changes for what has not begun: {'; '.join(changed)}")
+        if moved or changed:
             write_listed(self.config, texts[self.config])
 
     def _mend(self, texts: dict[Path, str], say: Callable[[str], None]) -> None:
@@ -349,6 +356,8 @@ def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, str]]
 def _run_id(facts: Facts, config: dict[str, Any]) -> str:
     """Return a hash of config and images: the same for two runs that must come to the same."""
     computed = {name: table for name, table in config.items() if name != WORKERS}
+    table, _, key = IMAGES.partition(".")
+    computed[table] = {**computed.get(table, {}), key: None}
     text = json.dumps([computed, facts.fingerprint], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
