@@ -14,12 +14,12 @@ from rich.console import Console
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS
 from blocksearch.space import Cell, SearchSpace
 from configs.experiment import Config
+from evaluation.amounts import amount
 from evaluation.choice import Wishes, choose
 from evaluation.errors import InputError
 from evaluation.pareto import Budgets
 from evaluation.records import Cost, ModelRecord
 from evaluation.run_folder import RunFolder
-from evaluation.tables import amount
 from netsearch.genome import GenomeSpace, NetworkSpec
 from run_pipeline import Pipeline
 
