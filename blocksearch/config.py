@@ -117,7 +117,7 @@ class BlockSearchConfig(BaseModel):
 
 def _unknown(strategy: str) -> str:
     near = difflib.get_close_matches(strategy, STRATEGIES, n=1)
-    meant = f"; did you mean {near[0]}?" if near else ""
+    meant = f" (did you mean {near[0]}?)" if near else ""
     return f"strategies: unknown {strategy!r}{meant}; there are {', '.join(sorted(STRATEGIES))}"
 
 

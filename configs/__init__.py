@@ -60,21 +60,21 @@ def read_config(
         ) from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    data = parse(_text(content, path), str(path))
-    if not isinstance(data, dict):
-        raise InputError(f"{path}: expected tables of keys and values, got {_kind(data)}")
+    written = parse(_text(content, path), str(path))
+    if not isinstance(written, dict):
+        raise InputError(f"{path}: expected tables of keys and values, got {_kind(written)}")
+    data: dict[str, Any] = settle(written, table)
     for change in changes:
         apply(data, change, table)
-    settled: dict[str, Any] = settle(data, table)
-    return settled
+    return data
 
 
 def _there_are(name: str) -> str:
     """Say which configs there are, the one first that is probably meant."""
-    names = sorted(path.name for path in FOLDER.glob("*.yaml"))
-    near = difflib.get_close_matches(f"{Path(name).stem}.yaml", names, n=1)
-    meant = f"; did you mean {near[0]}?" if near else ""
-    return f"{meant}; there are {', '.join(names)}"
+    names = {path.stem: path.name for path in sorted(FOLDER.glob("*.yaml"))}
+    near = difflib.get_close_matches(Path(name).stem, names, n=1)
+    meant = f" (did you mean {names[near[0]]}?)" if near else ""
+    return f"{meant}; there are {', '.join(names.values())}"
 
 
 def _kind(data: Any) -> str:

@@ -18,7 +18,7 @@ BOUNDS = {  # type of pydantic -> what was expected, and the name of the bound i
     "less_than": ("less than {}", "lt"),
     "less_than_equal": ("at most {}", "le"),
     "multiple_of": ("a multiple of {}", "multiple_of"),
-    "too_short": ("at least {} in it", "min_length"),
+    "too_short": ("at least {} value", "min_length"),
 }
 WHOLE, NUMBER = "a whole number such as 20, 300k or 10,000", "a number such as 0.5, 1e-3 or 1,000"
 TABLE, SWITCH = "a table of keys and values", "true or false"
@@ -57,7 +57,7 @@ def told(error: ValidationError, table: Table, within: str = "") -> str:
     """
     found: dict[tuple[str, str | None], list[str]] = {}  # a key may take one thing or another
     for one in error.errors(include_url=False):
-        if one["type"] != "literal_error" or not isinstance(one["input"], list | tuple):
+        if not _follows(one):
             key, words, got = _problem(one, table, within)
             found.setdefault((key, got), []).append(words)
     lines = [
@@ -68,6 +68,19 @@ def told(error: ValidationError, table: Table, within: str = "") -> str:
     ]
     more = [f"and {len(lines) - MOST_TOLD:,} more"] if len(lines) > MOST_TOLD else []
     return "; ".join([*lines[:MOST_TOLD], *more])
+
+
+def _follows(one: ErrorDetails) -> bool:
+    """Tell whether an error is only what another one leads to, and would mislead.
+
+    A list is no choice where a choice or a list may stand, and one whose values are all refused
+    counts as too short.
+    """
+    got = one["input"]
+    if one["type"] == "too_short":
+        return bool(got)
+    labelled = any("[" in str(part) for part in one["loc"])
+    return one["type"] == "literal_error" and labelled and isinstance(got, list | tuple)
 
 
 def shown(value: Any) -> str:
@@ -102,7 +115,7 @@ def _problem(one: ErrorDetails, table: Table, within: str) -> Problem:
     if kind == "extra_forbidden":
         return Problem(key, _unknown(key, table))
     if kind == "missing":
-        return Problem(key, _missing(find(table, key)))
+        return Problem(key, "required, and missing")
     if kind == "literal_error":
         return Problem(key, _choices(str(context["expected"]), got), shown(got))
     if kind == "tuple_type":
@@ -110,6 +123,8 @@ def _problem(one: ErrorDetails, table: Table, within: str) -> Problem:
     if kind in BOUNDS:
         words, name = BOUNDS[kind]
         return Problem(key, words.format(_limit(context[name])), shown(got))
+    if "[key]" in place:
+        return Problem(key, EXPECTED["invalid_key"], shown(got))
     if kind in EXPECTED:
         empty = "; {} is an empty one" if got is None and EXPECTED[kind] is TABLE else ""
         return Problem(key, EXPECTED[kind], f"{shown(got)}{_hint(got)}{empty}")
@@ -126,17 +141,12 @@ def _of_ours(key: str, message: str) -> Problem:
 
 def _unknown(name: str, table: Table) -> str:
     if meant := nearest(name, table):
-        return f"there is no such key; did you mean {either(meant)}?"
+        return f"there is no such key (did you mean {either(meant)}?)"
     within = name.rpartition(".")[0]
     keys = find(table, within)
     if not isinstance(keys, dict):
         return "there is no such key"
     return f"there is no such key; those of {within or 'a config'} are {', '.join(keys)}"
-
-
-def _missing(taken: Table | Value | None) -> str:
-    keys = f"; a table of {', '.join(taken)}" if isinstance(taken, dict) else ""
-    return f"required, and missing{keys}"
 
 
 def _choices(expected: str, got: Any) -> str:
@@ -147,12 +157,12 @@ def _choices(expected: str, got: Any) -> str:
 
 
 def _list_like(got: Any, taken: Table | Value | None) -> str:
-    if isinstance(got, str):
-        return f"a list such as [{', '.join(part.strip() for part in got.split(','))[:LONGEST]}]"
-    if isinstance(got, int | float | Written):
-        return f"a list such as [{shown(got)}]"
+    text = got.text if isinstance(got, Written) else str(got)
+    if isinstance(got, str | int | float | Written):
+        parts = [part.strip() for part in text.strip("[]").split(",")]
+        return f"a list such as [{', '.join(parts)[:LONGEST]}]"
     numbers = isinstance(taken, Value) and taken.kind in ("whole", "number")
-    return "a list such as [8, 16]" if numbers else "a list"
+    return f"a list such as {'[8, 16]' if numbers else '[first, second]'}"
 
 
 def _limit(bound: Any) -> str:

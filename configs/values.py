@@ -13,6 +13,7 @@ READERS = {"whole": read_whole, "number": read_number}
 def settle(data: Any, taken: Table | Value | None) -> Any:
     """Return data of `parse_yaml(written=True)` with each value as its key takes it.
 
+    Tables that YAML's aliases repeat become tables of their own, so that one may be changed alone.
     What a key does not take stays for the models to refuse; a number that cannot be read stays
     `Written`, so that they do not read it in their own way.
     """
@@ -27,7 +28,7 @@ def settle(data: Any, taken: Table | Value | None) -> Any:
 
 
 def apply(data: dict[str, Any], change: str, table: Table) -> None:
-    """Make one change `key=value` in data of `parse_yaml(written=True)`.
+    """Make one change `key=value` in settled data.
 
     A text is taken exactly as it was typed; `null`, or nothing, is None. Other values are YAML.
 
@@ -45,7 +46,8 @@ def apply(data: dict[str, Any], change: str, table: Table) -> None:
         data = data.setdefault(key, {})
         if not isinstance(data, dict):
             raise InputError(f"--set {change}: {key} is a value, not a table")
-    data[last] = _typed(value, find(table, name), f"--set {change}")
+    taken = find(table, name)
+    data[last] = settle(_typed(value, taken, f"--set {change}"), taken)
 
 
 def parse(text: str, where: str) -> Any:

@@ -22,12 +22,23 @@ MOST_FILE_BYTES = 2**36  # of any file of a run
 MOST_CONFIG_BYTES = 100_000
 MOST_CONFIG_VALUES = 20_000  # with what its aliases repeat
 MOST_COUNT = 10**18  # of a budget, params or the like: below what arrays of integers hold
-MOST_NUMBER = 1e6  # of a rate, a weight or a penalty: beyond it nothing is learnt
+MOST_NUMBER = 1e9  # of a rate, a weight, a price or milliseconds: whoever wants none says more
 DEEPEST = 64  # tables and lists within one another; ours have at most 7
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|\\U0000[dD][89a-fA-F]")
 TAG = "tag:yaml.org,2002:"
 INTEGER, MOST_DIGITS = f"{TAG}int", 100
 MOST_NAMED, LONGEST_KEY = 5, 80  # keys that are given twice, lines of each; characters
+PLAIN = (  # a part of what YAML's parser says -> the same for who has not read its grammar
+    (r"'\t'", "there is a tab; tables are indented with spaces"),
+    ("that cannot start", "a value that begins with this character needs quotes around it"),
+    ("mapping values", "a second colon; a value that has one needs quotes around it"),
+    ("<block end>", "expected `key: value`, indented as the other keys of its table"),
+    ("expected ':'", "expected `key: value`, with a colon and a space"),
+    ("',' or ']'", "expected a comma, or the `]` at the end of a list"),
+    ("',' or '}'", "expected a comma, or the `}` at the end of a table"),
+    ("'<stream end>'", "the list or table that is open here does not end"),
+    ("end of stream", "the quotes that are open here do not end"),
+)
 BAD_YAML = (  # impossible dates, empty numbers and the like are not YAMLError
     yaml.YAMLError,
     ValueError,
@@ -153,10 +164,12 @@ def parse_yaml(text: str, *, written: bool = False) -> Any:
 
 def _reason(error: Exception) -> str:
     """Say what is wrong with YAML and where, in a line."""
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"character {error.position + 1:,} is {error.character:#04x}, which no text has"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
-        mark = error.problem_mark
-        context = f", {error.context}" if error.context else ""
-        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}{context}"[:500]
+        line, column = error.problem_mark.line + 1, error.problem_mark.column + 1
+        problem = next((ours for theirs, ours in PLAIN if theirs in error.problem), error.problem)
+        return f"line {line}, column {column}: {problem}"[:500]
     return " ".join(str(error).split())[:500] or type(error).__name__
 
 
