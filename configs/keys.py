@@ -65,18 +65,18 @@ def find(table: Table, name: str) -> Table | Value | None:
 def nearest(name: str, table: Table) -> list[str]:
     """Return the full names of the keys that are probably meant by one that there is not.
 
-    One of the same last name in a table further down comes first, then a similar one of the same
-    table, then one of other tables.
+    That is a similar one of the same table, and those of the same last name in tables within it;
+    else those of the same last name anywhere, else a similar one.
     """
     within, _, last = name.rpartition(".")
     names, here = names_of(table), f"{within}." if within else ""
     same = [one for one in names if one.rpartition(".")[2] == last]
-    if inside := [one for one in same if one.startswith(here)]:
-        return _by_likeness(name, inside)
     keys, plain = find(table, within), last.lower().replace("-", "_")
-    if isinstance(keys, dict):
-        if near := difflib.get_close_matches(plain, keys, n=1, cutoff=NEAR):
-            return [f"{here}{near[0]}"]
+    siblings = keys if isinstance(keys, dict) else {}
+    near = difflib.get_close_matches(plain, siblings, n=1, cutoff=NEAR)
+    inside = [one for one in same if one.startswith(here)]
+    if near or inside:
+        return [*(f"{here}{one}" for one in near), *_by_likeness(name, inside)][:MOST_MEANT]
     if same:
         return _by_likeness(name, same)
     lasts = {one.rpartition(".")[2]: one for one in reversed(names)}
