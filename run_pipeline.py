@@ -21,6 +21,7 @@ from blocksearch.search import SearchContext, check_searches, run_searches, sear
 from blocksearch.space import REDUCTION
 from configs import FOLDER
 from configs.experiment import Config
+from evaluation.amounts import amount, quantity
 from evaluation.choice import Wishes, choose
 from evaluation.data import Dataset, worker_dataset
 from evaluation.doctor import FITS, facts, unfit_torchvision
@@ -39,7 +40,7 @@ from evaluation.report import write_report
 from evaluation.retrain import Trial, retrain_all
 from evaluation.run_folder import Facts, RunFolder, versions
 from evaluation.sources import load_torchvision
-from evaluation.tables import amount, comparison_table, front_table, model_row
+from evaluation.tables import comparison_table, front_table, model_row
 from evaluation.track import tracking
 from evaluation.training import TrainConfig, TrainingContext
 from netsearch.baselines import baseline_trials
@@ -526,11 +527,11 @@ def pick_model(
     folder: Folder,
     max_params: Annotated[str | None, typer.Option(help="For example 300k.")] = None,
     max_flops: Annotated[str | None, typer.Option(help="Multiply-adds, for example 20M.")] = None,
-    max_latency_ms: Annotated[float | None, typer.Option(help="At batch 1.")] = None,
+    max_latency_ms: Annotated[str | None, typer.Option(help="At batch 1.")] = None,
     max_bits: Annotated[str | None, typer.Option(help="Of all weights, for example 1M.")] = None,
-    max_file_kb: Annotated[float | None, typer.Option(help="1 kB is 1000 bytes.")] = None,
+    max_file_kb: Annotated[str | None, typer.Option(help="1 kB is 1000 bytes.")] = None,
     min_accuracy: Annotated[
-        float | None, typer.Option(help="In [0, 1]: the cheapest model that has it.")
+        str | None, typer.Option(help="In [0, 1]: the cheapest model that has it.")
     ] = None,
     at_knee: Annotated[bool, typer.Option("--knee", help="Where more cost pays less.")] = False,
     most_accurate: Annotated[
@@ -545,10 +546,13 @@ def pick_model(
     as_json: AsJson = False,
 ) -> int:
     """Choose a retrained model by budgets, and say why, what it costs, and what is beside it."""
-    params, flops, bits = map(amount, (max_params, max_flops, max_bits))
-    file_bytes = None if max_file_kb is None else int(1000 * max_file_kb)
-    budgets = Budgets(params, flops, max_latency_ms, max_bits=bits)
-    wishes = Wishes(budgets, file_bytes, min_accuracy, strict=most_accurate, knee=at_knee)
+    params, flops = amount(max_params, "--max-params"), amount(max_flops, "--max-flops")
+    latency_ms, bits = quantity(max_latency_ms, "--max-latency-ms"), amount(max_bits, "--max-bits")
+    file_kb = quantity(max_file_kb, "--max-file-kb")
+    file_bytes = None if file_kb is None else int(1000 * file_kb)
+    accuracy = quantity(min_accuracy, "--min-accuracy")
+    budgets = Budgets(params, flops, latency_ms, max_bits=bits)
+    wishes = Wishes(budgets, file_bytes, accuracy, strict=most_accurate, knee=at_knee)
     pipeline = Pipeline.open(folder)
     members, records = pipeline.members, pipeline.retrained()
     if latency is not None:

@@ -1,11 +1,13 @@
 """The table `blocksearch` of a config, and the searches that it asks for."""
 
+import difflib
 import math
 from dataclasses import dataclass
 from itertools import product
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails
 
 from blocksearch import nas_bench_201
 from blocksearch.engine import WeightConfig
@@ -70,15 +72,13 @@ class BlockSearchConfig(BaseModel):
         A setting of a strategy that is given as a list is swept, one search per value.
 
         Raises:
-            ValueError: If a strategy or one of its settings is unknown or out of range.
+            ValueError: If a strategy or a setting is unknown or out of range; it has all of those.
         """
         self._check_count()
-        found = []
+        found, problems = [], []
         for strategy, settings in self.strategies.items():
             if strategy not in STRATEGIES:
-                raise ValueError(
-                    f"strategies: unknown {strategy!r}; there are {', '.join(sorted(STRATEGIES))}"
-                )
+                raise ValueError(_unknown(strategy))
             swept = {key: v if isinstance(v, list) else [v] for key, v in settings.items()}
             for key, options in swept.items():
                 if not options or any(options.count(option) > 1 for option in options):
@@ -88,17 +88,16 @@ class BlockSearchConfig(BaseModel):
                 try:
                     STRATEGIES[strategy].Config(**chosen)
                 except ValidationError as error:
-                    first = error.errors()[0]
-                    key = ".".join(str(part) for part in first["loc"])
-                    raise ValueError(
-                        f"strategies.{strategy}.{key}: {first['msg']}, got {first['input']!r}"
-                    ) from error
+                    problems += _within(error, "strategies", strategy)
+                    continue
                 label = [f"{k}={v}" for k, v in chosen.items() if len(swept[k]) > 1]
                 for own_seed in self.seeds:
                     name = "-".join([strategy, *label, f"s{own_seed}"])
                     found.append(
                         Search(name, strategy, tuple(chosen.items()), seed * SEED_STRIDE + own_seed)
                     )
+        if problems:
+            raise ValidationError.from_exception_data("strategies", problems)
         return found
 
     def _check_count(self) -> None:
@@ -114,6 +113,25 @@ class BlockSearchConfig(BaseModel):
                 f"strategies.{largest}: expected lists and seeds that make at most "
                 f"{MOST_SEARCHES:,} searches, got {count if count < 10**18 else '10**18 or more'}"
             )
+
+
+def _unknown(strategy: str) -> str:
+    near = difflib.get_close_matches(strategy, STRATEGIES, n=1)
+    meant = f" (did you mean {near[0]}?)" if near else ""
+    return f"strategies: unknown {strategy!r}{meant}; there are {', '.join(sorted(STRATEGIES))}"
+
+
+def _within(error: ValidationError, *tables: str) -> list[InitErrorDetails]:
+    """Return the errors of a table in the form in which those of the tables around it are."""
+    return [
+        InitErrorDetails(
+            type=one["type"],
+            loc=(*tables, *one["loc"]),
+            input=one["input"],
+            ctx=one.get("ctx", {}),
+        )
+        for one in error.errors(include_url=False)
+    ]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from blocksearch.forms import Form
 from blocksearch.relaxation import Gates, one_hot_gates
 from blocksearch.space import Cell
 from blocksearch.supernet import Supernet
+from evaluation.bounded import MOST_NUMBER
 from evaluation.checkpoint import Checkpoint, Position, Stateful
 from evaluation.data import AugmentConfig, Split, batches, cycle
 from evaluation.graphs import CapturedStep, graphs_for
@@ -32,8 +33,8 @@ class StrategyConfig(BaseModel):
 class AdamConfig(StrategyConfig):
     """Base of those whose logits learn by Adam; the defaults are PC-DARTS's."""
 
-    alpha_learning_rate: float = Field(default=6e-4, gt=0)
-    alpha_weight_decay: float = Field(default=1e-3, ge=0)
+    alpha_learning_rate: float = Field(default=6e-4, gt=0, le=MOST_NUMBER)
+    alpha_weight_decay: float = Field(default=1e-3, ge=0, le=MOST_NUMBER)
     alpha_beta1: float = Field(default=0.5, ge=0, lt=1)
     alpha_beta2: float = Field(default=0.999, ge=0, lt=1)
 
@@ -54,11 +55,11 @@ class WeightConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    learning_rate: float = Field(gt=0)
-    learning_rate_end: float = Field(ge=0)
+    learning_rate: float = Field(gt=0, le=MOST_NUMBER)
+    learning_rate_end: float = Field(ge=0, le=MOST_NUMBER)
     momentum: float = Field(ge=0, lt=1)
-    weight_decay: float = Field(ge=0)
-    grad_clip: float = Field(gt=0)
+    weight_decay: float = Field(ge=0, le=MOST_NUMBER)
+    grad_clip: float = Field(gt=0, le=MOST_NUMBER)
 
 
 @dataclass(frozen=True)

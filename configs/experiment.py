@@ -1,12 +1,16 @@
 """Config: a whole experiment, as its YAML file says it."""
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from blocksearch.config import BlockSearchConfig
+from blocksearch.strategies import STRATEGIES
 from configs import read_config
+from configs.keys import Table, swept, table_of
+from configs.problems import told
 from evaluation.data import DataConfig
 from evaluation.errors import InputError
 from evaluation.parallel import WorkersConfig
@@ -33,17 +37,12 @@ class Config(BaseModel):
         Raises:
             InputError: If a file, key or value cannot be used; the message names each.
         """
-        data = read_config(path, changes)
+        table = config_keys()
+        data = read_config(path, changes, table)
         try:
             config = cls.model_validate(data)
         except ValidationError as error:
-            problems = [
-                f"{'.'.join(map(str, one['loc']))}: {one['msg']}"
-                # Our own checks say what they got; theirs of a whole table would bury it.
-                + ("" if one["type"] == "value_error" else f", got {str(one['input'])[:80]}")
-                for one in error.errors()
-            ]
-            raise InputError(f"{path}: " + "; ".join(problems)) from error
+            raise InputError(f"{path}: {told(error, table)}") from error
         return config.with_paths(config.data.root, config.netsearch.latency)
 
     def with_paths(self, images: str | None, latency: str | None) -> "Config":
@@ -77,7 +76,18 @@ class Config(BaseModel):
         try:
             return self.model_copy(update={"blocksearch": BlockSearchConfig(**table)})
         except ValidationError as error:
-            raise InputError(f"--strategies, --seeds: {error.errors()[0]['msg']}") from error
+            problems = told(error, config_keys(), "blocksearch")
+            raise InputError(f"--strategies, --seeds: {problems}") from error
+
+
+@cache
+def config_keys() -> Table:
+    """Return what the keys of a config take; those of a strategy may have lists, to be swept."""
+    table = table_of(Config)
+    settings: Table = {name: swept(table_of(one.Config)) for name, one in STRATEGIES.items()}
+    blocks = table["blocksearch"]
+    assert isinstance(blocks, dict)
+    return {**table, "blocksearch": {**blocks, "strategies": settings}}
 
 
 def _absolute(path: str | None) -> str | None:

@@ -7,6 +7,8 @@ declare are therefore checked here before anything is allocated for them.
 import json
 import re
 import stat
+from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,23 @@ MOST_FILE_BYTES = 2**36  # of any file of a run
 MOST_CONFIG_BYTES = 100_000
 MOST_CONFIG_VALUES = 20_000  # with what its aliases repeat
 MOST_COUNT = 10**18  # of a budget, params or the like: below what arrays of integers hold
+MOST_NUMBER = 1e9  # of a rate, a weight, a price or milliseconds: whoever wants none says more
 DEEPEST = 64  # tables and lists within one another; ours have at most 7
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|\\U0000[dD][89a-fA-F]")
-INTEGER, MOST_DIGITS = "tag:yaml.org,2002:int", 100
+TAG = "tag:yaml.org,2002:"
+INTEGER, MOST_DIGITS = f"{TAG}int", 100
+MOST_NAMED, LONGEST_KEY = 5, 80  # keys that are given twice, lines of each; characters
+PLAIN = (  # a part of what YAML's parser says -> the same for who has not read its grammar
+    (r"'\t'", "there is a tab; tables are indented with spaces"),
+    ("that cannot start", "a value that begins with this character needs quotes around it"),
+    ("mapping values", "a second colon; a value that has one needs quotes around it"),
+    ("<block end>", "expected `key: value`, indented as the other keys of its table"),
+    ("expected ':'", "expected `key: value`, with a colon and a space"),
+    ("',' or ']'", "expected a comma, or the `]` at the end of a list"),
+    ("',' or '}'", "expected a comma, or the `}` at the end of a table"),
+    ("'<stream end>'", "the list or table that is open here does not end"),
+    ("end of stream", "the quotes that are open here do not end"),
+)
 BAD_YAML = (  # impossible dates, empty numbers and the like are not YAMLError
     yaml.YAMLError,
     ValueError,
@@ -86,11 +102,42 @@ def parse_json(text: bytes) -> Any:
     return data
 
 
-def parse_yaml(text: str) -> Any:
+@dataclass(frozen=True)
+class Written:
+    """A number, a bool or a date of YAML, and how it was written: `no` may be meant as a name."""
+
+    value: Any
+    text: str
+
+
+class _WrittenLoader(yaml.SafeLoader):
+    """YAML's safe loader, that keeps how numbers, bools and dates were written."""
+
+    def keep(self, node: yaml.ScalarNode) -> Written | str:
+        """Return what YAML makes of a scalar, beside its text."""
+        text = str(self.construct_scalar(node))
+        try:
+            return Written(yaml.SafeLoader.yaml_constructors[node.tag](self, node), text)
+        except ValueError:
+            if node.tag != f"{TAG}timestamp":
+                raise
+            return text  # 2024-13-45 is no date, and may be the name of a folder
+
+
+for _name in ("int", "float", "bool", "timestamp"):
+    _WrittenLoader.add_constructor(f"{TAG}{_name}", _WrittenLoader.keep)
+
+
+def parse_yaml(text: str, *, written: bool = False) -> Any:
     """Parse YAML in which aliases repeat no more than a config could need.
 
+    Args:
+        text: The document.
+        written: Whether numbers, bools and dates come as `Written`.
+
     Raises:
-        ValueError: If it is none, nests too deep, or its aliases expand without bound.
+        InputError: If a key is given twice in a table; names it and its lines.
+        ValueError: If it is no YAML, nests too deep, or its aliases expand without bound.
     """
     if SURROGATE.search(text):  # YAML knows no pairs of them
         raise ValueError("no text has a surrogate")
@@ -98,18 +145,65 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(f"it nests deeper than {DEEPEST} levels")
     loader = None
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _WrittenLoader(text) if written else yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             return None
         if (count := _expanded(node)) > MOST_CONFIG_VALUES:
             raise ValueError(f"expected at most {MOST_CONFIG_VALUES:,} values, got {count:,}")
+        _check_keys(node)
         return loader.construct_document(node)
+    except InputError:
+        raise
     except BAD_YAML as error:
-        raise ValueError(" ".join(str(error).split())[:500] or type(error).__name__) from error
+        raise ValueError(_reason(error)) from error
     finally:
         if loader is not None:
             loader.dispose()
+
+
+def _reason(error: Exception) -> str:
+    """Say what is wrong with YAML and where, in a line."""
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"character {error.position + 1:,} is {error.character:#04x}, which no text has"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        line, column = error.problem_mark.line + 1, error.problem_mark.column + 1
+        problem = next((ours for theirs, ours in PLAIN if theirs in error.problem), error.problem)
+        return f"line {line}, column {column}: {problem}"[:500]
+    return " ".join(str(error).split())[:500] or type(error).__name__
+
+
+def _check_keys(top: yaml.Node) -> None:
+    """Refuse keys that a table has twice: the last would win without a word."""
+    seen: set[int] = set()
+    found: list[str] = []
+
+    def check(node: yaml.Node, where: str) -> None:
+        if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
+            return
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            for one in node.value:
+                check(one, where)
+            return
+        lines = defaultdict(list)
+        for key, value in node.value:
+            name = f"{where}{str(key.value)[:LONGEST_KEY]}"
+            lines[key.tag, name].append(key.start_mark.line + 1)
+            check(value, f"{name}.")
+        found.extend(_repeated(name, at) for (_, name), at in lines.items() if len(at) > 1)
+
+    check(top, "")
+    if found:
+        raise InputError("; ".join(found[:MOST_NAMED]))
+
+
+def _repeated(name: str, lines: list[int]) -> str:
+    times = "twice" if len(lines) == 2 else f"{len(lines)} times"
+    if len(set(lines)) == 1:
+        return f"`{name}` is given {times}"
+    first = ", ".join(map(str, lines[: min(MOST_NAMED, len(lines)) - 1]))
+    return f"`{name}` is given {times}, in lines {first} and {lines[-1]}"
 
 
 def _brackets(text: str) -> int:

@@ -1,11 +1,10 @@
-"""What commands print: tables of models and of strategies, and amounts as people write them."""
+"""What commands print: tables of models and of strategies."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
-from evaluation.errors import InputError
 from evaluation.records import ModelRecord
 
 
@@ -77,21 +76,3 @@ def fraction(value: float | None) -> str:
 
 def _count(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f}"
-
-
-def amount(text: str | None) -> int | None:
-    """Read a count as people write it: 300k, 20M, 1.5G.
-
-    Raises:
-        InputError: If it is none, or not positive.
-    """
-    if text is None:
-        return None
-    factors = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
-    try:
-        value = float(text.rstrip("kKMG")) * factors.get(text[-1:], 1.0)
-        if not 1 <= value < float("inf"):
-            raise ValueError("not positive")
-    except ValueError as error:
-        raise InputError(f"expected a positive amount such as 300k or 20M, got {text!r}") from error
-    return round(value)

@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from evaluation.bounded import MOST_NUMBER
 from evaluation.checkpoint import Checkpoint, Position, Stateful
 from evaluation.data import AugmentConfig, DataConfig, Split, batches
 from evaluation.graphs import CapturedStep, graphs_for
@@ -32,11 +33,11 @@ class TrainConfig(BaseModel):
 
     epochs: int = Field(ge=1, le=MOST_COUNTED)
     batch_size: int = Field(ge=2, le=MOST_COUNTED)
-    learning_rate: float = Field(gt=0)
+    learning_rate: float = Field(gt=0, le=MOST_NUMBER)
     momentum: float = Field(ge=0, lt=1)
-    weight_decay: float = Field(ge=0)
+    weight_decay: float = Field(ge=0, le=MOST_NUMBER)
     label_smoothing: float = Field(ge=0, lt=1)
-    grad_clip: float = Field(gt=0)
+    grad_clip: float = Field(gt=0, le=MOST_NUMBER)
     warmup: float = Field(ge=0, lt=1)
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     precision: Precision = "float32"

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from blocksearch.config import MOST_CELLS, MOST_CHANNELS
-from evaluation.bounded import MOST_COUNT
+from evaluation.bounded import MOST_COUNT, MOST_NUMBER
 from evaluation.pareto import Budgets
 from evaluation.records import CostName
 from evaluation.training import TrainConfig
@@ -23,7 +23,7 @@ class NetSearchConfig(SearchConfig):
     max_params: int | None = Field(ge=1, le=MOST_COUNT)
     max_flops: int | None = Field(ge=1, le=MOST_COUNT)
     max_bits: int | None = Field(default=None, ge=1, le=MOST_COUNT)
-    max_latency_ms: float | None = Field(default=None, gt=0)
+    max_latency_ms: float | None = Field(default=None, gt=0, le=MOST_NUMBER)
     latency: str | None = None
     costs: tuple[CostName, ...] = Field(min_length=1)
     estimate: Literal["proxy", "shared_weights"] = "proxy"
@@ -35,21 +35,25 @@ class NetSearchConfig(SearchConfig):
     @classmethod
     def _ascending(cls, values: tuple[int, ...]) -> tuple[int, ...]:
         if list(values) != sorted(set(values)) or values[0] < 1:
-            raise ValueError(f"expected distinct positive numbers in ascending order, got {values}")
+            raise ValueError(
+                f"expected distinct positive numbers in ascending order, got {list(values)}"
+            )
         return values
 
     @field_validator("widths")
     @classmethod
     def _multiples_of_4(cls, values: tuple[int, ...]) -> tuple[int, ...]:
         if any(value % 4 for value in values):
-            raise ValueError(f"expected multiples of 4, as grouped ops need them, got {values}")
+            raise ValueError(
+                f"expected multiples of 4, as grouped ops need them, got {list(values)}"
+            )
         return values
 
     @field_validator("costs")
     @classmethod
     def _distinct(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(values)) != len(values):
-            raise ValueError(f"expected distinct costs, got {values}")
+            raise ValueError(f"expected distinct costs, got {list(values)}")
         return values
 
     @model_validator(mode="after")

@@ -100,7 +100,7 @@ def test_on_nas_bench_201_what_is_found_is_looked_up(tmp_path, data_root):
         (("--strategies", "darts", "--set=blocksearch.cells=1"), "cells"),
         (
             ("--strategies", "dlw_nas", "--set=blocksearch.strategies.dlw_nas.warmup=2"),
-            "strategies.dlw_nas.warmup: Input should be less than 1, got 2",
+            "strategies.dlw_nas.warmup: expected less than 1, got 2",
         ),
         (
             ("--strategies", "dca_nas", "--set=blocksearch.strategies.dca_nas.max_params=9"),

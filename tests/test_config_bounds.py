@@ -1,12 +1,13 @@
 """No number and no list of a config makes work without end: refused by name, or harmless."""
 
 import json
+import math
 import time
 import types
 import typing
 
 import pytest
-from annotated_types import Le, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from fuzzing import quickstart
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
@@ -20,6 +21,7 @@ from evaluation.memory import require_room
 from evaluation.parallel import WorkersConfig
 from evaluation.run_folder import RunFolder
 from evaluation.sources import DataConfig, read_source
+from evaluation.training import TrainConfig
 from netsearch.config import NetSearchConfig
 from run_pipeline import Pipeline
 
@@ -28,24 +30,27 @@ DARTS = ("alpha_learning_rate", "alpha_weight_decay", "alpha_beta1", "alpha_beta
 GIB = 2**30
 
 
-def integers(annotation, limits, where):
-    """Yield (where, whether it is bounded) of every integer within an annotation."""
+def numbers(annotation, limits, where):
+    """Yield (where, (type, has a largest value, has a smallest)) of every number within."""
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         for name, field in annotation.model_fields.items():
-            yield from integers(field.annotation, field.metadata, f"{where}.{name}")
+            yield from numbers(field.annotation, field.metadata, f"{where}.{name}")
     elif origin is typing.Annotated:
         more = [one for data in inner[1:] for one in getattr(data, "metadata", [data])]
-        yield from integers(inner[0], [*limits, *more], where)
-    elif annotation is int:
-        yield where, any(isinstance(limit, Le | Lt) for limit in limits)
+        yield from numbers(inner[0], [*limits, *more], where)
+    elif annotation in (int, float):
+        ends = (any(isinstance(one, kind) for one in limits) for kind in (Le | Lt, Ge | Gt))
+        yield where, (annotation, *ends)
     elif origin in (tuple, typing.Union, types.UnionType):
         for one in inner:
-            yield from integers(one, [] if origin is tuple else limits, where)
+            yield from numbers(one, [] if origin is tuple else limits, where)
 
 
 CONFIGS = {"config": Config, **{name: one.Config for name, one in STRATEGIES.items()}}
-INTEGERS = dict(pair for name, model in CONFIGS.items() for pair in integers(model, [], name))
+NUMBERS = dict(pair for name, model in CONFIGS.items() for pair in numbers(model, [], name))
+INTEGERS = {key: largest for key, (kind, largest, _) in NUMBERS.items() if kind is int}
+FLOATS = {key: ends for key, (kind, *ends) in NUMBERS.items() if kind is float}
 
 
 def test_the_integers_of_the_configs_are_found():
@@ -53,9 +58,34 @@ def test_the_integers_of_the_configs_are_found():
     assert len(INTEGERS) > 35
 
 
+def test_the_floats_of_the_configs_are_found():
+    some = {"config.netsearch.mutation", "config.retrain.train.warmup", "dlw_nas.edge_penalty"}
+    assert some <= {*FLOATS} and len(FLOATS) > 60
+
+
 @pytest.mark.parametrize("key", sorted(INTEGERS))
 def test_every_integer_of_a_config_has_a_largest_value(key):
     assert INTEGERS[key]
+
+
+@pytest.mark.parametrize("key", sorted(FLOATS))
+def test_every_float_of_a_config_has_a_largest_and_a_smallest_value(key):
+    assert FLOATS[key] == [True, True]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e10, 1e308])
+def test_a_float_beyond_all_bounds_is_refused_from_python_too(value):
+    recipe = CONFIG["retrain"]["train"]
+    floats = [name for name, one in recipe.items() if isinstance(one, float)]
+    assert len(floats) >= 6
+    for name in floats:
+        with pytest.raises(ValidationError, match=name):
+            TrainConfig(**{**recipe, name: value})
+
+
+def test_a_large_learning_rate_is_taken(tmp_path):
+    config = Config.load(own(tmp_path), ["retrain.train.learning_rate=1000"])
+    assert config.retrain.train.learning_rate == 1000
 
 
 @pytest.mark.parametrize("value", [2**63, 10**18 + 1, 10**30, 10**90])

@@ -14,12 +14,12 @@ from rich.console import Console
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS
 from blocksearch.space import Cell, SearchSpace
 from configs.experiment import Config
+from evaluation.amounts import amount, read_number, read_whole
 from evaluation.choice import Wishes, choose
 from evaluation.errors import InputError
 from evaluation.pareto import Budgets
 from evaluation.records import Cost, ModelRecord
 from evaluation.run_folder import RunFolder
-from evaluation.tables import amount
 from netsearch.genome import GenomeSpace, NetworkSpec
 from run_pipeline import Pipeline
 
@@ -135,6 +135,31 @@ def test_an_amount_is_a_positive_integer_or_an_input_error(text):
         assert "positive amount" in str(error)
     else:
         assert isinstance(value, int) and value >= 1
+
+
+@EASY
+@given(st.integers(0, 10**30), st.integers(0, 3))
+def test_a_number_is_read_as_it_is_printed(count, decimals):
+    assert read_number(f"{count:,}") == read_number(f"{count:_}") == read_whole(f"{count}") == count
+    text = f"{count / 7:,.{decimals}f}"
+    assert read_number(text) == float(text.replace(",", ""))
+
+
+@EASY
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_float_survives_its_text_to_the_bit(value):
+    read = read_number(repr(value))
+    assert abs(value) > 1e300 or repr(float(read)) == repr(value)
+
+
+@EASY
+@given(st.from_regex(r"[-+0-9.,_ekKMG]{1,12}", fullmatch=True))
+def test_commas_never_move_a_point(text):
+    value = read_number(text)
+    if value is not None and "," in text:
+        first, *groups = text.lstrip("+-").partition(".")[0].split(",")
+        assert first[0] != "0" and 1 <= len(first) <= 3
+        assert all(len(group) == 3 for group in groups[:-1]) and groups[-1][:3].isdigit()
 
 
 @EASY

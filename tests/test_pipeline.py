@@ -308,7 +308,7 @@ def test_doctor_finds_this_machine_well():
         ("seed=-1", ["seed", "-1"]),
         ("seed: 3", ["key=value"]),
         (f"{STRATEGY}.gamma={{a: 1}}", ["enhanced_gradient.gamma"]),
-        ("data.root=2024-13-45", ["not YAML"]),
+        ("netsearch.max_params=2024-13-45", ["netsearch.max_params", "2024-13-45"]),
         ("seed=[", ["not YAML"]),
         ("seed.inner=1", ["seed", "not a table"]),
     ],
@@ -429,10 +429,22 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path):
     assert result.exit_code == 2 and "no GPU" in result.stderr
 
 
-@pytest.mark.parametrize("amount", ["many", "-3", "0", "", "nan", "infk"])
+@pytest.mark.parametrize("amount", ["many", "-3", "0", "", "nan", "infk", "1,5", "1.5", "300kk"])
 def test_a_budget_that_is_no_amount_is_refused(finished, amount):
     result = invoke("pick", str(finished), f"--max-params={amount}")
     assert result.exit_code == 2 and "300k" in result.stderr
+
+
+@pytest.mark.parametrize("option", ["params", "flops", "bits", "latency-ms", "file-kb"])
+def test_every_budget_of_pick_takes_a_number_as_people_write_it(finished, option):
+    (plain, *others) = [
+        invoke("pick", str(finished), f"--max-{option}={number}", "--json")
+        for number in ("10000000", "10,000,000", "10M", "10_000k", "1e7")
+    ]
+    assert plain.exit_code == 0 and json.loads(plain.stdout)["id"]
+    assert [other.stdout for other in others] == [plain.stdout] * 4
+    refused = invoke("pick", str(finished), f"--max-{option}=10,00")
+    assert refused.exit_code == 2 and f"--max-{option}: expected a " in refused.stderr
 
 
 def test_a_folder_of_grey_and_coloured_pictures_of_two_sizes_runs_through(tmp_path):

@@ -30,6 +30,7 @@ from blocksearch.engine import (
 )
 from blocksearch.forms import PLAIN
 from blocksearch.relaxation import Gates, derive_strongest
+from evaluation.bounded import MOST_NUMBER
 
 Weights = dict[str, Tensor]  # of a supernet, by their names in it
 SHIFT = 0.01  # length of w+ - w, as in the paper
@@ -42,7 +43,7 @@ class DartsConfig(AdamConfig):
     """
 
     order: Literal["first", "second", "finite_difference"] = "first"
-    alpha_learning_rate: float = Field(default=3e-4, gt=0)
+    alpha_learning_rate: float = Field(default=3e-4, gt=0, le=MOST_NUMBER)
 
 
 class Darts:

@@ -44,7 +44,7 @@ from blocksearch.engine import (
 from blocksearch.forms import Form
 from blocksearch.relaxation import Gates, derive_strongest, one_hot_gates
 from blocksearch.supernet import Supernet
-from evaluation.bounded import MOST_COUNT
+from evaluation.bounded import MOST_COUNT, MOST_NUMBER
 from evaluation.errors import InputError
 
 SETTLED_STEPS = 10  # a set of transit cells that stands so long is worth a capture
@@ -93,9 +93,9 @@ class DcaNasConfig(AdamConfig):
 
     max_params: int | None = Field(default=None, ge=1, le=MOST_COUNT)
     max_flops: int | None = Field(default=None, ge=1, le=MOST_COUNT)
-    search_budget: float = Field(default=1.0, gt=0)
-    price_learning_rate: float = Field(default=0.05, gt=0)
-    damping: float = Field(default=10.0, ge=0)
+    search_budget: float = Field(default=1.0, gt=0, le=MOST_NUMBER)
+    price_learning_rate: float = Field(default=0.05, gt=0, le=MOST_NUMBER)
+    damping: float = Field(default=10.0, ge=0, le=MOST_NUMBER)
     bottleneck: int = Field(default=4, ge=1, le=64)
     transit: bool = True
 
