@@ -15,25 +15,22 @@ from PIL import Image
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from evaluation.sources import (
-    PARTS,
-    TEST,
-    TRAIN,
-    VALID,
-    AugmentConfig,
-    DataConfig,
-    Integers,
-    Pixels,
-    Source,
-    fit,
-    read_source,
-    require,
-    require_images_fit,
+from evaluation.errors import printable
+from evaluation.inspection import (
+    contrast_notes,
+    copy_notes,
+    crop_notes,
+    find_copies,
+    find_levels,
+    leave_copies_out,
 )
+from evaluation.notes import require
+from evaluation.parts import LEFT_OUT, PARTS, TEST, TRAIN, VALID
+from evaluation.pictures import DEEPEST, Fit, Pixels, fit, require_images_fit
+from evaluation.sources import AugmentConfig, DataConfig, Integers, Source, read_source
 
 __all__ = ["AugmentConfig", "DataConfig", "Dataset", "Split", "batches", "cycle", "load_dataset"]
 
-LEFT_OUT = len(PARTS)  # the part of images that a limit excludes
 Batch = tuple[Tensor, Tensor]
 
 
@@ -62,7 +59,9 @@ class Split:
 class Dataset:
     """Four splits: `train` is `search_train` and `search_valid`, `test` is disjoint from it.
 
-    `fingerprint`, 16 hex digits, changes when an image, a label or the division changes.
+    `fingerprint`, 16 hex digits, changes when an image, a label or the division changes. `fit` and
+    `white` are how a picture file becomes such an image, see `pictures.read_picture`; `notes` are
+    sentences that a person should read.
     """
 
     name: str
@@ -72,6 +71,9 @@ class Dataset:
     train: Split
     test: Split
     fingerprint: str
+    fit: Fit = "crop"
+    white: int = DEEPEST
+    notes: tuple[str, ...] = ()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -107,9 +109,10 @@ def load_dataset(config: DataConfig, seed: int) -> Dataset:
     source = read_source(config)
     _check_classes(source, config.root or config.name)
     part = _divide(source, config, np.random.default_rng(seed))
+    pixels = _unify(source.images, config)
+    part, notes = _inspect(source, part, pixels, config)
     order = np.argsort(part, kind="stable")
     valid, test, end = (int(i) for i in np.searchsorted(part[order], [VALID, TEST, LEFT_OUT]))
-    pixels = _unify(source.images, config)
     _check_padding(config.augment, min(pixels.shape[2:]))
     images = torch.from_numpy(pixels[order[:end]])
     labels = torch.from_numpy(source.labels[order[:end]])
@@ -125,6 +128,9 @@ def load_dataset(config: DataConfig, seed: int) -> Dataset:
         train=Split(images[:test], labels[:test], mean, std),
         test=Split(images[test:], labels[test:], mean, std),
         fingerprint=digest.hexdigest()[:16],
+        fit=config.fit,
+        white=source.white,
+        notes=notes,
     )
 
 
@@ -308,6 +314,25 @@ def _unify(images: Pixels, config: DataConfig) -> Pixels:
     size = (config.image_size_px or width, config.image_size_px or height)
     if size != (width, height) or mode != ("L" if images.ndim == 3 else "RGB"):
         require_images_fit(len(images), size, channels=len(mode))
-        images = np.stack([fit(Image.fromarray(image).convert(mode), size) for image in images])
+        images = np.stack(
+            [fit(Image.fromarray(image).convert(mode), size, config.fit) for image in images]
+        )
     images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
     return np.ascontiguousarray(images)
+
+
+def _inspect(
+    source: Source, part: Integers, pixels: Pixels, config: DataConfig
+) -> tuple[Integers, tuple[str, ...]]:
+    """Return the part of each image, LEFT_OUT for copies, and what a person should know."""
+    name, labels = source.name, source.labels
+    notes = list(source.notes)
+    if config.fit == "crop":
+        notes += crop_notes(source.sizes, (pixels.shape[3], pixels.shape[2]), name)
+    low, high = find_levels(pixels, source.sizes, config.fit)
+    notes += contrast_notes(low, high, name)
+    copies = find_copies(pixels, np.flatnonzero((low < high).any(1) & (part < LEFT_OUT)))
+    notes += copy_notes(copies, part, labels, name)
+    where = config.root or config.name
+    part = leave_copies_out(copies, part, labels, source.class_names, where)
+    return part, tuple(map(printable, notes))
