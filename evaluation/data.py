@@ -23,6 +23,7 @@ from evaluation.inspection import (
     find_copies,
     find_levels,
     leave_copies_out,
+    name_notes,
 )
 from evaluation.notes import require
 from evaluation.parts import LEFT_OUT, PARTS, TEST, TRAIN, VALID
@@ -326,7 +327,7 @@ def _inspect(
 ) -> tuple[Integers, tuple[str, ...]]:
     """Return the part of each image, LEFT_OUT for copies, and what a person should know."""
     name, labels = source.name, source.labels
-    notes = list(source.notes)
+    notes = [*source.notes, *name_notes(source.class_names)]
     if config.fit == "crop":
         notes += crop_notes(source.sizes, (pixels.shape[3], pixels.shape[2]), name)
     low, high = find_levels(pixels, source.sizes, config.fit)

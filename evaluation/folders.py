@@ -106,6 +106,7 @@ def list_pictures(root: Path) -> Layout:
         texts += [path for listing in parts.values() for path in listing.texts]
     else:
         _check_nesting(root, top)
+        _check_others(root, spelled)
     files: dict[str, dict[str, list[Path]]] = {}
     for part, listing in parts.items():
         _require_folders(listing)
@@ -114,7 +115,7 @@ def list_pictures(root: Path) -> Layout:
         texts += [path for one in classes.values() for path in one.texts]
         files[part] = {path.name: sorted(one.files + one.folders) for path, one in classes.items()}
     _check_classes(root, files)
-    return Layout(files, (*_note_on_texts(texts, root), *_note_on_names([*files["train"]])))
+    return Layout(files, _note_on_texts(texts, root))
 
 
 def read_pictures(paths: Sequence[Path], root: Path, side_px: int, how: Fit) -> Pictures:
@@ -142,7 +143,9 @@ def read_pictures(paths: Sequence[Path], root: Path, side_px: int, how: Fit) -> 
             again = partial(read_picture, frame=frame, how=how, white=white)
             for index, one in zip(depths, pool.map(again, [paths[i] for i in depths]), strict=True):
                 pixels[index] = one.pixels
-    return Pictures(pixels, [one.size for one in read], white, _note_on_depth(depths, white))
+    pages = [path for path, one in zip(paths, read, strict=True) if one.has_pages]
+    notes = (*_note_on_depth(depths, white), *_note_on_pages(pages, root))
+    return Pictures(pixels, [one.size for one in read], white, notes)
 
 
 def _list(folder: Path) -> Listing:
@@ -205,6 +208,17 @@ def _check_nesting(root: Path, top: Listing) -> None:
     )
 
 
+def _check_others(root: Path, spelled: Mapping[str | None, Sequence[Path]]) -> None:
+    """Refuse other folders beside a train part; a class of that name holds no folders."""
+    others = [repr(folder.name) for folder in spelled.get(None, ())]
+    for folder in spelled.get("train", ()):
+        require(
+            not others or not _list(folder).folders,
+            f"{root}: expected nothing but parts beside {folder.name!r}, got {named(others)}; "
+            f"{LAYOUTS}",
+        )
+
+
 def _require_folders(listing: Listing) -> None:
     """Refuse files beside folders of classes."""
     if not listing.files:
@@ -265,20 +279,19 @@ def _refuse(found: Mapping[Path, Picture | InputError], root: Path) -> None:
         raise InputError(f"{root}: {len(errors):,} files cannot be read as pictures{hint}:\n{text}")
 
 
-def _note_on_texts(texts: Sequence[Path], root: Path) -> list[str]:
+def _note_on_texts(texts: Sequence[Path], root: Path) -> tuple[str, ...]:
     if not texts:
-        return []
+        return ()
     names = named([path.relative_to(root) for path in sorted(texts)])
     verb = "is" if len(texts) == 1 else "are"
-    return [f"{counted(len(texts), 'file')} of text or tables {verb} passed over: {names}"]
+    return (f"{counted(len(texts), 'file')} of text or tables {verb} passed over: {names}",)
 
 
-def _note_on_names(classes: Sequence[str]) -> list[str]:
-    folded: dict[str, list[str]] = {}
-    for name in classes:
-        folded.setdefault(name.casefold(), []).append(name)
-    alike = [" and ".join(map(repr, names)) for names in folded.values() if len(names) > 1]
-    return [f"two classes whose names differ in case alone: {named(alike)}"] if alike else []
+def _note_on_pages(paths: Sequence[Path], root: Path) -> tuple[str, ...]:
+    if not paths:
+        return ()
+    names = named([path.relative_to(root) for path in paths])
+    return (f"only the first page is read of {counted(len(paths), 'TIFF file')}: {names}",)
 
 
 def _note_on_depth(depths: Mapping[int, int], white: int) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """What a person should know of a set: pictures cut off, without contrast, or there twice."""
 
 import hashlib
+import unicodedata
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,6 +17,15 @@ LEAST_KEPT = 0.5  # part of a picture's area
 Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 NameOf = Callable[[int], str]
+
+
+def name_notes(class_names: Sequence[str]) -> list[str]:
+    """Say which names of classes differ in small and capital letters alone, or not at all."""
+    folded: dict[str, list[str]] = {}
+    for name in class_names:
+        folded.setdefault(unicodedata.normalize("NFC", name).casefold(), []).append(name)
+    alike = [" and ".join(map(repr, names)) for names in folded.values() if len(names) > 1]
+    return [f"these names of classes are alike: {named(alike)}"] if alike else []
 
 
 def crop_notes(sizes: Integers, frame: Size, name: NameOf) -> list[str]:

@@ -35,11 +35,13 @@ class Picture(NamedTuple):
         pixels: (H, W, 3) or (H, W), in the frame.
         size: (width, height) of the picture in the file, px, upright.
         largest: The largest value in the file if it has more than 8 bits, else None.
+        has_pages: Whether it is a TIFF file with further pages, which are not read.
     """
 
     pixels: Pixels
     size: Size
     largest: int | None
+    has_pages: bool
 
 
 def require_images_fit(count: int, size: Size, channels: int) -> None:
@@ -116,13 +118,12 @@ def read_picture(path: Path, frame: Size, how: Fit = "crop", white: int = DEEPES
         what = "" if is_file or not path.is_dir() else " but a folder"
         require(is_file, f"{path}: expected an image, got no file{what}")
         check_file(path, MOST_IMAGE_BYTES)
-        image, largest = _decode(path, white)
+        image, largest, has_pages = _decode(path, white)
     except InputError:
         raise
     except UnidentifiedImageError as error:
         raise InputError(
-            f"{path}: expected an undamaged image: it is of no format that is read "
-            f"({', '.join(FORMATS)}), or its beginning is damaged"
+            f"{path}: expected an undamaged image: no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         ) from error
     except BAD_IMAGE as error:
         raise InputError(f"{path}: expected an undamaged image: {error}") from error
@@ -131,7 +132,7 @@ def read_picture(path: Path, frame: Size, how: Fit = "crop", white: int = DEEPES
         min(width, height) >= MIN_SIDE_PX,
         f"{path}: expected at least {MIN_SIDE_PX} x {MIN_SIDE_PX} px, got {width} x {height}",
     )
-    return Picture(fit(image, frame, how), image.size, largest)
+    return Picture(fit(image, frame, how), image.size, largest, has_pages)
 
 
 def read_image(
@@ -156,14 +157,15 @@ def read_image(
     return pixels if mode == "RGB" else np.asarray(Image.fromarray(pixels).convert(mode))
 
 
-def _decode(path: Path, white: int) -> tuple[Image.Image, int | None]:
-    """Return the picture in RGB, and its largest value if it has more than 8 bits."""
+def _decode(path: Path, white: int) -> tuple[Image.Image, int | None, bool]:
+    """Return the picture in RGB, and the rest of what `Picture` says of the file."""
     with Image.open(path, formats=FORMATS) as stored:
         pixels_n = stored.width * stored.height
         require(
             pixels_n <= MOST_PIXELS,
             f"{path}: expected at most {MOST_PIXELS:,} pixels, got {pixels_n:,}",
         )
+        has_pages = stored.format == "TIFF" and getattr(stored, "is_animated", False)
         image = ImageOps.exif_transpose(stored)
     require(image.mode != "F", f"{path}: expected integer pixels, got floating-point ones")
     largest = None
@@ -179,4 +181,4 @@ def _decode(path: Path, white: int) -> tuple[Image.Image, int | None]:
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba)
-    return image.convert("RGB"), largest
+    return image.convert("RGB"), largest, has_pages
