@@ -1,7 +1,7 @@
 """The sets of the rows of docs/inputs.md on pictures."""
 
 import numpy as np
-from pictures import case, deep_png, folder_config, holds
+from pictures import all_images, case, deep_png, folder_config, holds
 from PIL import Image
 
 EXIF_TURNED = 0x0112
