@@ -21,9 +21,11 @@ from evaluation.inspection import (
     copy_notes,
     crop_notes,
     find_copies,
+    find_left_out,
     find_levels,
     leave_copies_out,
     name_notes,
+    require_images_left,
 )
 from evaluation.notes import require
 from evaluation.parts import LEFT_OUT, PARTS, TEST, TRAIN, VALID
@@ -107,11 +109,19 @@ def load_dataset(config: DataConfig, seed: int) -> Dataset:
     Raises:
         InputError: If the source is missing, damaged or cannot be divided; names file or value.
     """
-    source = read_source(config)
-    _check_classes(source, config.root or config.name)
-    part = _divide(source, config, np.random.default_rng(seed))
+    source, where = read_source(config), config.root or config.name
+    _check_labels(source, where)
     pixels = _unify(source.images, config)
-    part, notes = _inspect(source, part, pixels, config)
+    notes, copies = _inspect(source, pixels, config)
+    lacks_parts = len(np.unique(source.part)) < len(PARTS)
+    single = leave_copies_out(copies, source.part, source.labels, once=lacks_parts)
+    require_images_left(source.part, single, source.labels, source.class_names, where)
+    _check_classes(source, single, where)
+    drawn = _divide(source, single, config, np.random.default_rng(seed))
+    part = leave_copies_out(copies, drawn, source.labels, once=False)
+    require_images_left(drawn, part, source.labels, source.class_names, where)
+    left_out = find_left_out(copies, source.part, single) + find_left_out(copies, drawn, part)
+    notes += copy_notes(copies, left_out, source.labels, source.name)
     order = np.argsort(part, kind="stable")
     valid, test, end = (int(i) for i in np.searchsorted(part[order], [VALID, TEST, LEFT_OUT]))
     _check_padding(config.augment, min(pixels.shape[2:]))
@@ -131,7 +141,7 @@ def load_dataset(config: DataConfig, seed: int) -> Dataset:
         fingerprint=digest.hexdigest()[:16],
         fit=config.fit,
         white=source.white,
-        notes=notes,
+        notes=tuple(map(printable, notes)),
     )
 
 
@@ -236,20 +246,25 @@ def _cutout(images: Tensor, side_px: int, *changes: Tensor) -> Tensor:
     return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
 
 
-def _check_classes(source: Source, where: str) -> None:
+def _check_labels(source: Source, where: str) -> None:
     names, labels = source.class_names, np.unique(source.labels)
     require(
         len(names) > 1 and np.array_equal(labels, np.arange(len(names))),
         f"{where}: expected at least 2 classes and their labels from 0 up without a gap, "
         f"got {len(names)} classes and the labels {', '.join(map(str, labels[:20]))}",
     )
+
+
+def _check_classes(source: Source, part: Integers, where: str) -> None:
+    """Refuse a class of too few train images; `part` is that of each image, without copies."""
     needed = 1 + len(PARTS) - len(np.unique(source.part))
-    counts = np.bincount(source.labels[source.part == TRAIN], minlength=len(names))
+    counts = np.bincount(source.labels[part == TRAIN], minlength=len(source.class_names))
     rarest = int(counts.argmin())
     require(
         counts[rarest] >= needed,
-        f"{where}: class {names[rarest]!r} needs at least {needed} train images, one for each "
-        f"split made of them, got {counts[rarest]}",
+        f"{where}: class {source.class_names[rarest]!r} needs at least {needed} train images, one "
+        f"for each split made of them, got {counts[rarest]}"
+        + (", copies not counted" if (part != source.part).any() else ""),
     )
 
 
@@ -262,9 +277,11 @@ def _check_padding(augment: AugmentConfig, side_px: int) -> None:
     )
 
 
-def _divide(source: Source, config: DataConfig, rng: np.random.Generator) -> Integers:
-    """Return the part of each image, LEFT_OUT where a limit excludes it."""
-    part, classes = source.part.copy(), len(source.class_names)
+def _divide(
+    source: Source, given: Integers, config: DataConfig, rng: np.random.Generator
+) -> Integers:
+    """Return the part of each image, LEFT_OUT where it was so or a limit excludes it."""
+    part, classes = given.copy(), len(source.class_names)
     for missing, fraction in ((TEST, config.test_fraction), (VALID, config.valid_fraction)):
         if missing not in part:
             order = _stratified_order(np.flatnonzero(part == TRAIN), source.labels, rng)
@@ -323,17 +340,12 @@ def _unify(images: Pixels, config: DataConfig) -> Pixels:
 
 
 def _inspect(
-    source: Source, part: Integers, pixels: Pixels, config: DataConfig
-) -> tuple[Integers, tuple[str, ...]]:
-    """Return the part of each image, LEFT_OUT for copies, and what a person should know."""
-    name, labels = source.name, source.labels
+    source: Source, pixels: Pixels, config: DataConfig
+) -> tuple[list[str], list[list[int]]]:
+    """Return what a person should know of the pictures, and the groups of equal ones."""
     notes = [*source.notes, *name_notes(source.class_names)]
     if config.fit == "crop":
-        notes += crop_notes(source.sizes, (pixels.shape[3], pixels.shape[2]), name)
+        notes += crop_notes(source.sizes, (pixels.shape[3], pixels.shape[2]), source.name)
     low, high = find_levels(pixels, source.sizes, config.fit)
-    notes += contrast_notes(low, high, name)
-    copies = find_copies(pixels, np.flatnonzero((low < high).any(1) & (part < LEFT_OUT)))
-    notes += copy_notes(copies, part, labels, name)
-    where = config.root or config.name
-    part = leave_copies_out(copies, part, labels, source.class_names, where)
-    return part, tuple(map(printable, notes))
+    notes += contrast_notes(low, high, source.name)
+    return notes, find_copies(pixels, np.flatnonzero((low < high).any(1)))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from evaluation.errors import InputError
 from evaluation.notes import counted, named
-from evaluation.parts import LEFT_OUT, PARTS
+from evaluation.parts import LEFT_OUT, PARTS, TRAIN
 from evaluation.pictures import Fit, Pixels, Size, box_in
 
 LEAST_SPAN = 16  # of 256 levels, below which a set is said to have hardly any contrast
@@ -100,7 +100,12 @@ def contrast_notes(low: Pixels, high: Pixels, name: NameOf) -> list[str]:
 
 
 def find_copies(images: Pixels, chosen: Integers) -> list[list[int]]:
-    """Return the groups of those chosen images whose pixels are the same, by their indices."""
+    """Return the groups of those chosen images whose pixels are the same, by their indices.
+
+    Args:
+        images: (N, C, H, W).
+        chosen: Indices.
+    """
     groups: dict[bytes, list[int]] = {}
     for index in chosen.tolist():
         digest = hashlib.sha256(images[index].data).digest()
@@ -109,65 +114,89 @@ def find_copies(images: Pixels, chosen: Integers) -> list[list[int]]:
 
 
 def leave_copies_out(
-    copies: Sequence[Sequence[int]],
-    part: Integers,
-    labels: Integers,
-    class_names: Sequence[str],
-    where: str,
+    copies: Sequence[Sequence[int]], part: Integers, labels: Integers, *, once: bool
 ) -> Integers:
-    """Return the parts, LEFT_OUT for an image that a later part has too: test, valid, train.
+    """Return the parts, LEFT_OUT for an image that a later part has too: test, val, train.
 
     Args:
         copies: Groups of equal images.
         part: (N,).
         labels: (N,).
-        class_names: In the order of the labels.
-        where: The set, for a message.
-
-    Raises:
-        InputError: If a class has nothing left in a part.
+        once: Whether of equal train images of one class only the first is kept, since they are yet
+            to be divided.
     """
     kept = part.copy()
     for group in copies:
-        last = part[group].max()
-        kept[[index for index in group if part[index] < last]] = LEFT_OUT
-    for spelled, number in PARTS.items():
-        before, after = (
-            np.bincount(labels[one == number], minlength=len(class_names)) for one in (part, kept)
-        )
-        for label in np.flatnonzero((before > 0) & (after == 0))[:1].tolist():
-            raise InputError(
-                f"{where}: class {class_names[label]!r}: all its pictures in {spelled} have "
-                f"copies in a later part and would be left out, {before[label]:,} in all"
-            )
+        present = [index for index in group if part[index] != LEFT_OUT]
+        last, seen = max(part[present], default=TRAIN), set()
+        for index in present:
+            again = once and part[index] == TRAIN and labels[index] in seen
+            if part[index] < last or again:
+                kept[index] = LEFT_OUT
+            seen.add(labels[index])
     return kept
 
 
+def require_images_left(
+    before: Integers, after: Integers, labels: Integers, class_names: Sequence[str], where: str
+) -> None:
+    """Refuse a set in which a class has lost all images of a part to later parts.
+
+    Args:
+        before: Parts, (N,).
+        after: The same, without the copies.
+        labels: (N,).
+        class_names: In the order of the labels.
+        where: The set, for the message.
+
+    Raises:
+        InputError: Names class and part.
+    """
+    for spelled, number in PARTS.items():
+        had, has = (
+            np.bincount(labels[part == number], minlength=len(class_names))
+            for part in (before, after)
+        )
+        for label in np.flatnonzero((had > 0) & (has == 0))[:1].tolist():
+            raise InputError(
+                f"{where}: class {class_names[label]!r}: all its pictures in {spelled} have "
+                f"copies in a later part and would be left out, {had[label]:,} in all"
+            )
+
+
+def find_left_out(
+    copies: Sequence[Sequence[int]], before: Integers, after: Integers
+) -> list[tuple[int, int]]:
+    """Return each image that was left out as a copy, and one that is kept instead of it."""
+    return [
+        (index, max(group, key=lambda one: (after[one] != LEFT_OUT, after[one])))
+        for group in copies
+        for index in group
+        if before[index] != after[index]
+    ]
+
+
 def copy_notes(
-    copies: Sequence[Sequence[int]], part: Integers, labels: Integers, name: NameOf
+    copies: Sequence[Sequence[int]],
+    left_out: Sequence[tuple[int, int]],
+    labels: Integers,
+    name: NameOf,
 ) -> list[str]:
     """Say which images are left out as copies, and which stand in more than one class.
 
     Args:
         copies: Groups of equal images.
-        part: (N,), before any was left out.
+        left_out: See `find_left_out`.
         labels: (N,).
         name: Index -> image.
     """
     notes = []
-    spelled = dict(zip(PARTS.values(), PARTS, strict=True))
-    pairs = [
-        f"{name(index)} = {name(last)} ({spelled[int(part[last])]})"
-        for group in copies
-        for last in [max(group, key=lambda index: part[index])]
-        for index in group
-        if part[index] < part[last]
-    ]
+    pairs = [f"{name(index)} = {name(kept)}" for index, kept in left_out]
     if pairs:
-        verb = "is" if len(pairs) == 1 else "are"
+        verb, what = ("is", "another has") if len(pairs) == 1 else ("are", "others have")
         notes.append(
-            f"{counted(len(pairs), 'picture')} {verb} left out, as a later part has the same "
-            f"pixels: {named(pairs, separator='; ')}"
+            f"{counted(len(pairs), 'picture')} {verb} left out, as {what} the same pixels: "
+            f"{named(pairs, separator='; ')}"
         )
     mixed = [
         " = ".join(map(name, group)) for group in copies if len({*labels[list(group)].tolist()}) > 1

@@ -129,6 +129,22 @@ def _(root, maker):
     )
 
 
+@case("the same pixels twice in one class, where parts are to be drawn")
+def _(root, maker):
+    images = maker.noise(32, 8, 8, 3)
+    images[2] = images[30] = images[0]
+    labels = np.arange(32) % 2
+    return own(root, maker, train_images=images, train_labels=labels), counts(18, 6, 6)
+
+
+@case("the same pixels twice in one class and part, where all parts are given")
+def _(root, maker):
+    images = maker.noise(30, 8, 8, 3)
+    images[2] = images[0]
+    parts = part(maker, "val") | part(maker, "test")
+    return own(root, maker, train_images=images, **parts), counts(30, 4, 4)
+
+
 @case("the same pixels in two classes")
 def _(root, maker):
     images = maker.noise(30, 8, 8, 3)

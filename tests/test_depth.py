@@ -57,7 +57,7 @@ def test_all_parts_share_one_scale(tmp_path, maker):
 def test_a_single_picture_is_predicted_on_the_scale_of_the_set(bits, tmp_path, maker):
     data = load_dataset(maker.deep(tmp_path / "set", 2**bits), 0)
     made = Preprocessing.from_json(Preprocessing.of(data).to_json())
-    dark = maker.save(tmp_path / "dark.png", np.full((8, 8), 2**bits // 2, np.uint16))
+    dark = maker.save(tmp_path / "dark.png", np.full((8, 8), 2**bits // 2 - 1, np.uint16))
     bright = maker.save(tmp_path / "bright.png", np.full((8, 8), 65535, np.uint16))
     levels = [
         made.normalise(np.full((1, 8, 8), level, np.uint8))[0, 0, 0, 0] for level in (127, 255)

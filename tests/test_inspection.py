@@ -29,8 +29,8 @@ def test_what_is_in_test_leaves_train_and_is_named(tmp_path, maker):
     assert (len(data.train), len(data.test)) == (20, 6)
     assert not pixels_of(data.train) & pixels_of(data.test)
     assert data.notes == (
-        "2 pictures are left out, as a later part has the same pixels: train/cat/copy0.png = "
-        "test/cat/0.png (test); train/cat/copy1.png = test/cat/1.png (test)",
+        "2 pictures are left out, as others have the same pixels: train/cat/copy0.png = "
+        "test/cat/0.png; train/cat/copy1.png = test/cat/1.png",
     )
 
 
@@ -59,14 +59,45 @@ def test_a_picture_in_two_classes_is_named_and_counted_once(tmp_path, maker):
     )
 
 
-def test_the_fingerprint_is_that_of_the_set_without_the_copies(tmp_path, maker):
-    for part in ("train", "test"):
-        maker.folder(tmp_path / part, count=4)
-    before = load_dataset(folder_config(tmp_path), 0)
-    shutil.copy(tmp_path / "test/cat/0.png", tmp_path / "train/cat/copy.png")
-    after = load_dataset(folder_config(tmp_path, valid_fraction=0.25), 0)
-    assert len(before.train) == len(after.train)
-    assert before.notes == () and len(after.notes) == 1
+def test_copies_are_taken_out_before_the_set_is_divided(tmp_path, maker):
+    """So that neither how many images are drawn nor which ones depends on them."""
+    for name in ("once", "often"):
+        for part in ("train", "test"):
+            Maker(len(part)).folder(tmp_path / name / part)
+    for number in range(3):  # the last by its name, and therefore not the one that is kept
+        shutil.copy(tmp_path / "often/test/cat/0.png", tmp_path / f"often/train/cat/y{number}.png")
+        shutil.copy(tmp_path / "often/train/cat/2.png", tmp_path / f"often/train/cat/z{number}.png")
+    once, often = (load_dataset(folder_config(tmp_path / name), 0) for name in ("once", "often"))
+    assert (once.fingerprint, once.notes) == (often.fingerprint, ())
+    (note,) = often.notes
+    assert note.startswith("6 pictures are left out, as others have the same pixels: ")
+
+
+def test_copies_within_a_part_stay_where_all_parts_are_given(tmp_path, maker):
+    for part in ("train", "val", "test"):
+        maker.folder(tmp_path / part)
+    for number in range(5):
+        shutil.copy(tmp_path / "train/cat/0.png", tmp_path / f"train/cat/more{number}.png")
+    data = load_dataset(folder_config(tmp_path), 0)
+    assert (len(data.search_train), data.notes) == (13, ())
+
+
+def test_a_class_of_one_picture_and_its_copies_is_too_small(tmp_path, maker):
+    config = maker.folder(tmp_path)
+    for number in (1, 2, 3):
+        shutil.copy(tmp_path / "dog" / "0.png", tmp_path / "dog" / f"{number}.png")
+    with pytest.raises(InputError, match="'dog' needs at least 3 .* got 1, copies not counted"):
+        load_dataset(config, 0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_picture_in_two_classes_is_learned_and_tested_too(seed, tmp_path, maker):
+    config = maker.folder(tmp_path, count=30)
+    for number in range(10):
+        shutil.copy(tmp_path / "cat" / f"{number}.png", tmp_path / "dog" / f"x{number}.png")
+    data = load_dataset(config, seed)
+    splits = [pixels_of(one) for one in (data.search_train, data.search_valid, data.test)]
+    assert len(set.union(*splits)) == sum(map(len, splits)) == 60
 
 
 def test_a_class_that_would_lose_all_its_pictures_is_named(tmp_path, maker):
