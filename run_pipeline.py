@@ -113,6 +113,7 @@ class Pipeline:
         """
         with self.folder.owned():
             self._check()
+            self._describe_notes()
             self._claim()
             with self._tracked():
                 self._forecast()
@@ -218,6 +219,7 @@ class Pipeline:
         """
         with self.folder.owned():
             self._check_searches()
+            self._describe_notes()
             tabular = self.config.blocksearch.space == nas_bench_201.SPACE
             if tabular:
                 benchmark_table()
@@ -426,6 +428,11 @@ class Pipeline:
         """Show and time a stage; without `count`, its epochs are counted."""
         counter = count or epochs_and_warnings(self.folder.metrics, stage, self.console.print)
         return self.folder.step(self.console, stage, title, total, counter)
+
+    def _describe_notes(self) -> None:
+        """Print what a person should know of the images."""
+        for note in self.dataset.notes:
+            self.console.print(f"warning: {note}")
 
     def _describe_data(self) -> str:
         data, (channels, height, width) = self.dataset, self.images.shape

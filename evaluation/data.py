@@ -15,25 +15,25 @@ from PIL import Image
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from evaluation.sources import (
-    PARTS,
-    TEST,
-    TRAIN,
-    VALID,
-    AugmentConfig,
-    DataConfig,
-    Integers,
-    Pixels,
-    Source,
-    fit,
-    read_source,
-    require,
-    require_images_fit,
+from evaluation.errors import printable
+from evaluation.inspection import (
+    contrast_notes,
+    copy_notes,
+    crop_notes,
+    find_copies,
+    find_left_out,
+    find_levels,
+    leave_copies_out,
+    name_notes,
+    require_images_left,
 )
+from evaluation.notes import require
+from evaluation.parts import LEFT_OUT, PARTS, TEST, TRAIN, VALID
+from evaluation.pictures import DEEPEST, Fit, Pixels, fit, require_images_fit
+from evaluation.sources import AugmentConfig, DataConfig, Integers, Source, read_source
 
 __all__ = ["AugmentConfig", "DataConfig", "Dataset", "Split", "batches", "cycle", "load_dataset"]
 
-LEFT_OUT = len(PARTS)  # the part of images that a limit excludes
 Batch = tuple[Tensor, Tensor]
 
 
@@ -62,7 +62,9 @@ class Split:
 class Dataset:
     """Four splits: `train` is `search_train` and `search_valid`, `test` is disjoint from it.
 
-    `fingerprint`, 16 hex digits, changes when an image, a label or the division changes.
+    `fingerprint`, 16 hex digits, changes when an image, a label or the division changes. `fit` and
+    `white` are how a picture file becomes such an image, see `pictures.read_picture`; `notes` are
+    sentences that a person should read.
     """
 
     name: str
@@ -72,6 +74,9 @@ class Dataset:
     train: Split
     test: Split
     fingerprint: str
+    fit: Fit = "crop"
+    white: int = DEEPEST
+    notes: tuple[str, ...] = ()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -104,12 +109,21 @@ def load_dataset(config: DataConfig, seed: int) -> Dataset:
     Raises:
         InputError: If the source is missing, damaged or cannot be divided; names file or value.
     """
-    source = read_source(config)
-    _check_classes(source, config.root or config.name)
-    part = _divide(source, config, np.random.default_rng(seed))
+    source, where = read_source(config), config.root or config.name
+    _check_labels(source, where)
+    pixels = _unify(source.images, config)
+    notes, copies = _inspect(source, pixels, config)
+    lacks_parts = len(np.unique(source.part)) < len(PARTS)
+    single = leave_copies_out(copies, source.part, source.labels, once=lacks_parts)
+    require_images_left(source.part, single, source.labels, source.class_names, where)
+    _check_classes(source, single, where)
+    drawn = _divide(source, single, config, np.random.default_rng(seed))
+    part = leave_copies_out(copies, drawn, source.labels, once=False)
+    require_images_left(drawn, part, source.labels, source.class_names, where)
+    left_out = find_left_out(copies, source.part, single) + find_left_out(copies, drawn, part)
+    notes += copy_notes(copies, left_out, source.labels, source.name)
     order = np.argsort(part, kind="stable")
     valid, test, end = (int(i) for i in np.searchsorted(part[order], [VALID, TEST, LEFT_OUT]))
-    pixels = _unify(source.images, config)
     _check_padding(config.augment, min(pixels.shape[2:]))
     images = torch.from_numpy(pixels[order[:end]])
     labels = torch.from_numpy(source.labels[order[:end]])
@@ -125,6 +139,9 @@ def load_dataset(config: DataConfig, seed: int) -> Dataset:
         train=Split(images[:test], labels[:test], mean, std),
         test=Split(images[test:], labels[test:], mean, std),
         fingerprint=digest.hexdigest()[:16],
+        fit=config.fit,
+        white=source.white,
+        notes=tuple(map(printable, notes)),
     )
 
 
@@ -229,20 +246,25 @@ def _cutout(images: Tensor, side_px: int, *changes: Tensor) -> Tensor:
     return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
 
 
-def _check_classes(source: Source, where: str) -> None:
+def _check_labels(source: Source, where: str) -> None:
     names, labels = source.class_names, np.unique(source.labels)
     require(
         len(names) > 1 and np.array_equal(labels, np.arange(len(names))),
         f"{where}: expected at least 2 classes and their labels from 0 up without a gap, "
         f"got {len(names)} classes and the labels {', '.join(map(str, labels[:20]))}",
     )
+
+
+def _check_classes(source: Source, part: Integers, where: str) -> None:
+    """Refuse a class of too few train images; `part` is that of each image, without copies."""
     needed = 1 + len(PARTS) - len(np.unique(source.part))
-    counts = np.bincount(source.labels[source.part == TRAIN], minlength=len(names))
+    counts = np.bincount(source.labels[part == TRAIN], minlength=len(source.class_names))
     rarest = int(counts.argmin())
     require(
         counts[rarest] >= needed,
-        f"{where}: class {names[rarest]!r} needs at least {needed} train images, one for each "
-        f"split made of them, got {counts[rarest]}",
+        f"{where}: class {source.class_names[rarest]!r} needs at least {needed} train images, one "
+        f"for each split made of them, got {counts[rarest]}"
+        + (", copies not counted" if (part != source.part).any() else ""),
     )
 
 
@@ -255,9 +277,11 @@ def _check_padding(augment: AugmentConfig, side_px: int) -> None:
     )
 
 
-def _divide(source: Source, config: DataConfig, rng: np.random.Generator) -> Integers:
-    """Return the part of each image, LEFT_OUT where a limit excludes it."""
-    part, classes = source.part.copy(), len(source.class_names)
+def _divide(
+    source: Source, given: Integers, config: DataConfig, rng: np.random.Generator
+) -> Integers:
+    """Return the part of each image, LEFT_OUT where it was so or a limit excludes it."""
+    part, classes = given.copy(), len(source.class_names)
     for missing, fraction in ((TEST, config.test_fraction), (VALID, config.valid_fraction)):
         if missing not in part:
             order = _stratified_order(np.flatnonzero(part == TRAIN), source.labels, rng)
@@ -308,6 +332,20 @@ def _unify(images: Pixels, config: DataConfig) -> Pixels:
     size = (config.image_size_px or width, config.image_size_px or height)
     if size != (width, height) or mode != ("L" if images.ndim == 3 else "RGB"):
         require_images_fit(len(images), size, channels=len(mode))
-        images = np.stack([fit(Image.fromarray(image).convert(mode), size) for image in images])
+        images = np.stack(
+            [fit(Image.fromarray(image).convert(mode), size, config.fit) for image in images]
+        )
     images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
     return np.ascontiguousarray(images)
+
+
+def _inspect(
+    source: Source, pixels: Pixels, config: DataConfig
+) -> tuple[list[str], list[list[int]]]:
+    """Return what a person should know of the pictures, and the groups of equal ones."""
+    notes = [*source.notes, *name_notes(source.class_names)]
+    if config.fit == "crop":
+        notes += crop_notes(source.sizes, (pixels.shape[3], pixels.shape[2]), source.name)
+    low, high = find_levels(pixels, source.sizes, config.fit)
+    notes += contrast_notes(low, high, source.name)
+    return notes, find_copies(pixels, np.flatnonzero((low < high).any(1)))

@@ -3,37 +3,30 @@
 import lzma
 import tokenize
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from pydantic import BaseModel, Field
 from sklearn.datasets import load_digits
 
 from evaluation.bounded import check_file
 from evaluation.errors import DAMAGED, InputError
-from evaluation.memory import available_bytes, require_room
+from evaluation.folders import list_pictures, read_pictures
+from evaluation.memory import available_bytes
+from evaluation.notes import named, require
+from evaluation.parts import PARTS, part_of
+from evaluation.pictures import DEEPEST, MIN_SIDE_PX, Fit, Pixels
 
-MIN_SIDE_PX = 4
 MOST_SIDE_PX = 4096
 MOST_IMAGES = 10**9
 DEFAULT_ROOT = "~/.cache/paretoblocks"
-TRAIN, VALID, TEST = range(3)
-PARTS = {"train": TRAIN, "val": VALID, "test": TEST}  # their names in .npz files and folders
-BAD_IMAGE = (*DAMAGED, Image.DecompressionBombError, Image.DecompressionBombWarning)
-# Not all that Pillow knows: for EPS it starts another program, and others are seldom tested.
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-MOST_IMAGE_BYTES = 2**30
-MOST_PIXELS = 80_000_000  # below Pillow's own limit, where it only warns
 BAD_NPZ = (*DAMAGED, tokenize.TokenError, zipfile.BadZipFile, lzma.LZMAError)
 
 Name = Literal["digits", "cifar10", "cifar100", "fashion_mnist", "mnist", "npz", "folder"]
 Integers = NDArray[np.int64]
-Pixels = NDArray[np.uint8]  # (N, H, W) grey or (N, H, W, 3) RGB
 
 
 class AugmentConfig(BaseModel, frozen=True, extra="forbid"):
@@ -54,6 +47,7 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     download: bool = False  # let torchvision download its set into root
     # square; folder needs it
     image_size_px: int | None = Field(default=None, ge=MIN_SIDE_PX, le=MOST_SIDE_PX)
+    fit: Fit = "crop"  # how a picture of other proportions fills the square
     color: Literal["auto", "grey", "rgb"] = "auto"  # auto: grey only if every image is grey
     valid_fraction: float = Field(default=0.25, gt=0, lt=1)  # of train, becomes search_valid
     test_fraction: float = Field(default=0.2, gt=0, lt=1)  # of all images
@@ -64,18 +58,58 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class Source(NamedTuple):
-    """All images of a set, and the part that its maker gave each to."""
+    """All images of a set, and the part that its maker gave each to.
+
+    Attributes:
+        images: (N, H, W) or (N, H, W, 3).
+        labels: (N,), from 0 up.
+        part: (N,), TRAIN, VALID or TEST.
+        class_names: In the order of the labels.
+        sizes: (N, 2), width and height of each picture before it was fitted, px.
+        name: Index -> what a person knows the image by.
+        white: The value that became 255 in pictures of more than 8 bits.
+        notes: What a person should know.
+    """
 
     images: Pixels
     labels: Integers
-    part: Integers  # TRAIN, VALID or TEST for each image
+    part: Integers
     class_names: tuple[str, ...]
+    sizes: Integers
+    name: Callable[[int], str]
+    white: int = DEEPEST
+    notes: tuple[str, ...] = ()
 
 
-def _join(parts: dict[str, tuple[Pixels, Integers]], class_names: tuple[str, ...]) -> Source:
-    images, labels = (np.concatenate(arrays) for arrays in zip(*parts.values(), strict=True))
-    part = np.repeat([PARTS[name] for name in parts], [len(pair[1]) for pair in parts.values()])
-    return Source(images, labels, part, class_names)
+class Arrays(NamedTuple):
+    """The images and labels of one part, and what a person knows the part by."""
+
+    images: Pixels
+    labels: Integers
+    name: str
+
+
+def _join(
+    parts: Mapping[str, Arrays], class_names: Sequence[str], notes: Sequence[str] = ()
+) -> Source:
+    counts = [len(one.labels) for one in parts.values()]
+    starts = np.cumsum([0, *counts])
+    names = [one.name for one in parts.values()]
+
+    def name(index: int) -> str:
+        number = int(np.searchsorted(starts, index, side="right")) - 1
+        return f"{names[number]}[{index - starts[number]}]"
+
+    images = np.concatenate([one.images for one in parts.values()])
+    return Source(
+        images=images,
+        labels=np.concatenate([one.labels for one in parts.values()]),
+        part=np.repeat([PARTS[part] for part in parts], counts),
+        class_names=tuple(class_names),
+        sizes=np.broadcast_to((images.shape[2], images.shape[1]), (len(images), 2)),
+        name=name,
+        notes=tuple(notes),
+    )
 
 
 def read_source(config: DataConfig) -> Source:
@@ -87,27 +121,11 @@ def read_source(config: DataConfig) -> Source:
     return _READERS.get(config.name, _read_torchvision)(config)
 
 
-def fit(image: Image.Image, size: tuple[int, int]) -> Pixels:
-    """Resize until `size` (width, height) is just covered, and crop the centre."""
-    return np.asarray(ImageOps.fit(image, size, Image.Resampling.BILINEAR))
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise an InputError with `message` unless `condition` holds."""
-    if not condition:
-        raise InputError(message)
-
-
-def require_images_fit(count: int, size: tuple[int, int], channels: int) -> None:
-    """Refuse so many images of `size` (width, height) that the memory could not hold them."""
-    what = f"data.image_size_px: {count:,} images of {size[0]}x{size[1]} pixels"
-    require_room(what, count * size[0] * size[1] * channels, "cpu")
-
-
 def _read_digits(config: DataConfig) -> Source:
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    return _join({"train": (images, digits.target)}, tuple(map(str, digits.target_names)))
+    train = Arrays(images, digits.target, "train_images")
+    return _join({"train": train}, [*map(str, digits.target_names)])
 
 
 def load_torchvision() -> Any:
@@ -140,10 +158,10 @@ def _read_torchvision(config: DataConfig) -> Source:
         fetch = "" if config.download else "; data.download=true fetches it"
         raise InputError(f"{config.name}, data.root={root}: {error}{fetch}") from error
     parts = {
-        "train": (np.asarray(train.data), np.asarray(train.targets)),
-        "test": (np.asarray(test.data), np.asarray(test.targets)),
+        part: Arrays(np.asarray(one.data), np.asarray(one.targets), f"{part}_images")
+        for part, one in (("train", train), ("test", test))
     }
-    return _join(parts, tuple(train.classes))
+    return _join(parts, train.classes)
 
 
 def _read_npz(config: DataConfig) -> Source:
@@ -164,13 +182,31 @@ def _read_npz(config: DataConfig) -> Source:
         raise
     except BAD_NPZ as error:
         raise InputError(f"{path}, {key}: cannot be read: {error}") from error
-    found = {"train", *(key.partition("_")[0] for key in arrays)}
-    parts = {name: _npz_part(arrays, name, path) for name in PARTS if name in found}
-    shapes = {images.shape[1:] for images, _ in parts.values()}
+    prefixes = _npz_prefixes(arrays, path)
+    parts = {part: _npz_part(arrays, prefix, path) for part, prefix in prefixes.items()}
+    shapes = {one.images.shape[1:] for one in parts.values()}
     require(len(shapes) == 1, f"{path}: expected parts with images of one shape, got {shapes}")
-    labels = np.unique(np.concatenate([labels for _, labels in parts.values()]))
+    labels = np.unique(np.concatenate([one.labels for one in parts.values()]))
     class_names = arrays.get("class_names", np.arange(len(labels)))
-    return _join(parts, tuple(map(str, class_names.flatten())))
+    used = {f"{prefix}_{what}" for prefix in prefixes.values() for what in ("images", "labels")}
+    others = [key for key in arrays if key not in used and key != "class_names"]
+    notes = [f"arrays that are passed over: {named(others)}"] if others else []
+    return _join(parts, [*map(str, class_names.flatten())], notes)
+
+
+def _npz_prefixes(arrays: Mapping[str, object], path: Path) -> dict[str, str]:
+    """Return how the file spells each part that it has, in the order of PARTS."""
+    spelled: dict[str, str] = {}
+    for prefix in dict.fromkeys(key.partition("_")[0] for key in arrays):
+        part = part_of(prefix)
+        if part is not None:
+            require(
+                part not in spelled,
+                f"{path}: expected one name for each part, got {spelled.get(part)}_* and "
+                f"{prefix}_* for {part}",
+            )
+            spelled[part] = prefix
+    return {part: spelled.get(part, part) for part in PARTS if part in {"train", *spelled}}
 
 
 def _check_npz(path: Path) -> None:
@@ -186,7 +222,7 @@ def _check_npz(path: Path) -> None:
     )
 
 
-def _npz_part(arrays: dict[str, NDArray[Any]], name: str, path: Path) -> tuple[Pixels, Integers]:
+def _npz_part(arrays: Mapping[str, NDArray[Any]], name: str, path: Path) -> Arrays:
     for key in (f"{name}_images", f"{name}_labels"):
         require(key in arrays, f"{path}: expected the key {key}, got {', '.join(arrays)}")
     images, labels = arrays[f"{name}_images"], arrays[f"{name}_labels"]
@@ -204,11 +240,11 @@ def _npz_part(arrays: dict[str, NDArray[Any]], name: str, path: Path) -> tuple[P
         f"{path}, {name}_labels: expected an integer for each of {count} images, at least one, "
         f"got {labels.dtype} {labels.shape}",
     )
-    return images, labels.reshape(-1).astype(np.int64)
+    return Arrays(images, labels.reshape(-1).astype(np.int64), f"{name}_images")
 
 
 def _read_folder(config: DataConfig) -> Source:
-    """A folder per class; or `train`, `test` and perhaps `val`, each with a folder per class."""
+    """A folder per class, perhaps within a folder per part: see `folders.LAYOUTS`."""
     root, side_px = Path(config.root or "").expanduser(), config.image_size_px
     require(
         config.root is not None and root.is_dir(),
@@ -216,86 +252,20 @@ def _read_folder(config: DataConfig) -> Source:
     )
     if side_px is None:
         raise InputError("data.image_size_px: expected a size for data.name=folder, got None")
-    found = {path.name for path in root.glob("[!.]*")}
-    given = found in ({"train", "test"}, set(PARTS))
-    folders = {name: root / name for name in PARTS if name in found} if given else {"train": root}
-    files = {name: _list_classes(folder) for name, folder in folders.items()}
-    names = {name: tuple(classes) for name, classes in files.items()}
-    require(len(set(names.values())) == 1, f"{root}: parts differ in classes: {names}")
-    count = sum(len(paths) for classes in files.values() for paths in classes.values())
-    require_images_fit(count, (side_px, side_px), channels=3)
-    parts = {}
-    for name, classes in files.items():
-        paths = [path for paths in classes.values() for path in paths]
-        with ThreadPoolExecutor() as pool:
-            read = partial(read_image, size=(side_px, side_px))
-            images = np.stack(list(pool.map(read, paths)))
-        parts[name] = images, np.repeat(np.arange(len(classes)), [*map(len, classes.values())])
-    return _join(parts, names["train"])
-
-
-def _list_classes(folder: Path) -> dict[str, list[Path]]:
-    """Return the files of each class, hidden ones left out, in the order of their names."""
-    classes = {}
-    for entry in sorted(folder.glob("[!.]*")):
-        _check_name(entry)
-        require(entry.is_dir(), f"{entry}: expected nothing but class folders here, got a file")
-        classes[entry.name] = sorted(entry.glob("[!.]*"))
-        require(len(classes[entry.name]) > 0, f"{entry}: expected images of this class, got none")
-    require(len(classes) > 1, f"{folder}: expected 2 or more class folders, got {[*classes]}")
-    return classes
-
-
-def _check_name(path: Path) -> None:
-    """Refuse a name whose bytes are no text: it could be neither printed nor written as JSON."""
-    try:
-        path.name.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{path.parent}: the name {path.name!a} is not UTF-8") from error
-
-
-def read_image(path: Path, size: tuple[int, int], mode: str = "RGB") -> Pixels:
-    """Read a picture: upright by EXIF, 16-bit grey scaled to 8, transparency on white.
-
-    Args:
-        path: The file.
-        size: (width, height), see `fit`.
-        mode: Of Pillow, `RGB` or `L`.
-
-    Returns:
-        (H, W, 3) or (H, W).
-
-    Raises:
-        InputError: If it is no undamaged image, or too small; names the file.
-    """
-    try:
-        require(path.is_file(), f"{path}: expected an image, got no file")  # a pipe would wait
-        check_file(path, MOST_IMAGE_BYTES)
-        with Image.open(path, formats=FORMATS) as stored:
-            pixels_n = stored.width * stored.height
-            require(
-                pixels_n <= MOST_PIXELS,
-                f"{path}: expected at most {MOST_PIXELS:,} pixels, got {pixels_n:,}",
-            )
-            image = ImageOps.exif_transpose(stored)
-        require(image.mode != "F", f"{path}: expected integer pixels, got floating-point ones")
-        if image.mode.startswith("I"):  # Pillow would clip its 16 bits
-            image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-        if image.has_transparency_data:
-            rgba = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba)
-        image = image.convert("RGB")
-    except InputError:
-        raise
-    except BAD_IMAGE as error:
-        raise InputError(f"{path}: expected an undamaged image: {error}") from error
-    width, height = image.size
-    require(
-        min(width, height) >= MIN_SIDE_PX,
-        f"{path}: expected at least {MIN_SIDE_PX} x {MIN_SIDE_PX} px, got {width} x {height}",
+    layout = list_pictures(root)
+    paths = layout.paths
+    read = read_pictures(paths, root, side_px, config.fit)
+    counts = [list(map(len, classes.values())) for classes in layout.files.values()]
+    return Source(
+        images=read.pixels,
+        labels=np.concatenate([np.repeat(np.arange(len(one)), one) for one in counts]),
+        part=np.repeat([PARTS[part] for part in layout.files], [*map(sum, counts)]),
+        class_names=layout.class_names,
+        sizes=np.array(read.sizes),
+        name=lambda index: str(paths[index].relative_to(root)),
+        white=read.white,
+        notes=(*layout.notes, *read.notes),
     )
-    pixels = fit(image, size)
-    return pixels if mode == "RGB" else np.asarray(Image.fromarray(pixels).convert(mode))
 
 
 _READERS = {"digits": _read_digits, "npz": _read_npz, "folder": _read_folder}

@@ -33,11 +33,12 @@ from evaluation.metrics import epochs_and_warnings
 from evaluation.onnx_files import onnx_session
 from evaluation.pareto import Box
 from evaluation.paretoblocks_latency import FORMAT, LatencyError, time_file
+from evaluation.pictures import read_image
 from evaluation.preprocessing import Preprocessing
 from evaluation.records import Archive, Cost, Measured, ModelRecord, write_json
 from evaluation.retrain import _read_result as read_seed
 from evaluation.run_folder import Facts, RunFolder
-from evaluation.sources import DataConfig, read_image, read_source
+from evaluation.sources import DataConfig, read_source
 from evaluation.training import seeded_model
 from evaluation.weights import save_weights
 from netsearch.genome import GenomeSpace, NetworkSpec, Stage

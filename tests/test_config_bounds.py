@@ -177,7 +177,7 @@ def test_what_a_config_asks_for_beyond_the_memory_is_refused_before_it_is_taken(
 
 def test_pictures_that_the_memory_could_not_hold_are_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr("evaluation.memory.available_bytes", lambda device: 8 * 4096**2 * 3 - 1)
-    monkeypatch.setattr("evaluation.sources.read_image", None)  # it is not called
+    monkeypatch.setattr("evaluation.folders.read_picture", None)  # it is not called
     for kind in ("cat", "dog"):
         (tmp_path / kind).mkdir()
         for number in range(4):

@@ -271,9 +271,11 @@ def test_channels_and_pixels_keep_their_places(tmp_path: Path) -> None:
 def test_idx_files_are_read_through_torchvision(tmp_path: Path) -> None:
     raw = tmp_path / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
-    for prefix, count in (("train", 40), ("t10k", 20)):
+    for prefix, first, count in (("train", 0, 40), ("t10k", 40, 20)):
         sizes = np.array([count, 28, 28], ">i4").tobytes()
-        pixels = random_images(count, 28, 28).numpy().tobytes()
+        pixels = (
+            random_images(60, 28, 28)[first : first + count].numpy().tobytes()
+        )  # the parts share none
         (raw / f"{prefix}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + sizes + pixels)
         labels = np.tile(np.arange(10, dtype=np.uint8), count // 10).tobytes()
         (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + sizes[:4] + labels)
@@ -484,7 +486,7 @@ def split_with_other_classes(root: Path) -> None:
 
 
 FOLDER_DAMAGE = {
-    "no image": (lambda root: (root / "ant" / "a.txt").write_text("words"), "ant/a.txt"),
+    "no image": (lambda root: (root / "ant" / "a.jpg").write_text("words"), "ant/a.jpg"),
     "truncated": (lambda root: truncate(root / "cow" / "3.png"), "cow/3.png"),
     "empty file": (lambda root: (root / "ant" / "a.png").touch(), "ant/a.png"),
     "sub-folder": (lambda root: (root / "ant" / "more").mkdir(), "ant/more"),
