@@ -34,7 +34,6 @@ from evaluation.parallel import ONE_WORKER, Workers
 from evaluation.pareto import Budgets, spread
 from evaluation.prediction import classify, prediction_table
 from evaluation.preprocessing import Preprocessing
-from evaluation.progress import duration
 from evaluation.records import ModelRecord, write_json
 from evaluation.report import write_report
 from evaluation.retrain import Trial, retrain_all
@@ -45,10 +44,11 @@ from evaluation.track import tracking
 from evaluation.training import TrainConfig, TrainingContext
 from netsearch.baselines import baseline_trials
 from netsearch.exporting import Delivered, Format, deliver, lines
-from netsearch.forecast import check_memory, check_search_memory, forecast
+from netsearch.forecast import Plan, forecast
 from netsearch.genome import stages_for
 from netsearch.latency import export_parts
 from netsearch.members import Members, named
+from netsearch.memory_check import check_memory, check_search_memory
 from netsearch.saved import RETRAINED, load_network, trial
 from netsearch.search import Images, NetworkStage, check_budgets_early, genome_space
 from netsearch.shared_training import SHARED_STAGE
@@ -116,7 +116,7 @@ class Pipeline:
             self._describe_notes()
             self._claim()
             with self._tracked():
-                self._forecast()
+                self._forecast(until)
                 library = self.search_blocks()
                 if until == "blocks":
                     return
@@ -397,25 +397,14 @@ class Pipeline:
             if not any((self.folder.path / name).exists() for name in names)
         ]
 
-    def _forecast(self) -> None:
+    def _forecast(self, until: str) -> None:
         if self.folder.blocks.exists():
             return
         say, config = self.console.print, self.config
         say(f"{self._describe_data()}; {self._device_name}, workers: {self.workers}")
-        tables = config.blocksearch, config.netsearch, config.retrain
-        expected = forecast(
-            self.dataset,
-            config.data.augment,
-            *tables,
-            device=self.device,
-            workers=self.workers.count,
-            recompute=self._recompute,
-        )
-        say(
-            f"forecast from two timed steps: about {duration(expected.total_s)} (blocks "
-            f"{duration(expected.blocks_s)}, networks {duration(expected.networks_s)}, retraining "
-            f"{duration(expected.retrain_s)}), {expected.memory_mib:.0f} MiB in each worker"
-        )
+        tables = config.data, config.blocksearch, config.netsearch, config.retrain
+        plan = Plan(*tables, self.workers, until)
+        say(str(forecast(self.dataset, plan, device=self.device, recompute=self._recompute)))
 
     def _tracked(self) -> AbstractContextManager[None]:
         folder, params = self.folder.path, self.config.model_dump(mode="json")

@@ -5,7 +5,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ LAST_CHANNELS = 1280
 WIDTHS = tuple(step / 40 for step in range(1, 61))  # 0.025 to 1.5
 RESNET_WIDTHS = range(2, 33)  # channels of the first stage; 16 in the paper
 RESNET_STAGES = 3
+Width = TypeVar("Width", int, float)
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ def resnet_near(
     return ResNet(blocks, nearest_width(RESNET_WIDTHS, count, params), image_shape, classes)
 
 
-def nearest_width(widths: Sequence[int], count: Callable[[int], int], params: int) -> int:
+def nearest_width(widths: Sequence[Width], count: Callable[[Width], int], params: int) -> Width:
     """Return the width whose count of params is nearest to `params`, on a logarithmic scale.
 
     Args:
