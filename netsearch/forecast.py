@@ -31,8 +31,8 @@ from netsearch.timed_steps import (
 # Of this process when all was loaded, which each worker loads too: the CPU's seconds, since
 # a worker reads files that are in memory by then.
 LOADED_CPU_S, LOADED_AT_S = time.process_time(), time.perf_counter()
-# Of such a start, measured on the quickstart (2 cores, torch 2.14.1): what the last lines of a run
-# take, since the report and the end of the processes load and unload libraries.
+# Of such a start: about what the report and the end of the processes take, which load and unload
+# libraries. A rough figure, from tiny runs.
 END_STARTS = 0.75
 STAGES = ("blocks", "networks", "retrain")
 
