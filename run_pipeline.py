@@ -59,7 +59,7 @@ FIRST_FILES = {  # that depend on a table of the config
     "retrain": (RETRAINED, "compare.json"),
 }
 MOVED = "; --data says where the images of the run are, if they have moved"
-PLAIN: dict[str, Any] = {"soft_wrap": True, "markup": False, "highlight": False}
+PLAIN: dict[str, Any] = {"soft_wrap": True, "markup": False, "highlight": False, "emoji": False}
 
 
 @dataclass
@@ -102,7 +102,7 @@ class Pipeline:
         facts = run.read_facts()
         config = Config.load(run.config)
         if images is not None:
-            config = config.with_paths(str(images), config.netsearch.latency)
+            config = config.with_images(str(images))
         return cls(config, run, facts.name, fingerprint=facts.fingerprint)
 
     def run(self, until: str = "retrain") -> None:
@@ -111,6 +111,7 @@ class Pipeline:
         Raises:
             InputError: If the config, the data or the folder cannot be used.
         """
+        self._check_place()
         with self.folder.owned():
             self._check()
             self._describe_notes()
@@ -217,6 +218,7 @@ class Pipeline:
         Raises:
             InputError: If the config, the data or the folder cannot be used.
         """
+        self._check_place()
         with self.folder.owned():
             self._check_searches()
             self._describe_notes()
@@ -278,7 +280,10 @@ class Pipeline:
             raise InputError(f"{error}{MOVED if self.fingerprint else ''}") from error
         if self.fingerprint not in (None, dataset.fingerprint):
             where = self.config.data.root or self.config.data.name
-            raise InputError(f"{where}: these are not the images of the run{MOVED}")
+            self.console.print(
+                f"warning: {where}: not, to the byte, the images of the run, or not divided as an "
+                f"older version did{MOVED}"
+            )
         return dataset
 
     @property
@@ -307,6 +312,13 @@ class Pipeline:
         """
         path = path or self.members.exported(record, form)
         weights, valid = self.members.weights(record), self.dataset.search_valid
+        learnt, given = load_network(weights)[1], self.preprocessing
+        if (learnt.image_shape, learnt.class_names) != (given.image_shape, given.class_names):
+            raise InputError(
+                f"{self.config.data.root}: expected images of {learnt.image_shape} and the classes "
+                f"{', '.join(learnt.class_names)}, got {given.image_shape} and "
+                f"{', '.join(given.class_names)}{MOVED}"
+            )
         return deliver(weights, valid, form, path, name=record.id, overwrite=overwrite)
 
     def export_parts(self, out: Path) -> int:
@@ -342,6 +354,14 @@ class Pipeline:
     @property
     def _checkpoint_s(self) -> float:
         return 60 * self.workers.checkpoint_minutes
+
+    def _check_place(self) -> None:
+        """Keep the folder of the run out of that of the images, where it would be a class."""
+        root, path = self.config.data.root, self.folder.path.resolve()
+        if root is not None and Path(root).is_dir() and path.is_relative_to(Path(root).resolve()):
+            raise InputError(
+                f"--out {self.folder.path}: expected a folder outside of the images, {root}"
+            )
 
     def _check(self) -> None:
         """Find, before the folder is claimed, what would otherwise end the run later on."""
@@ -382,7 +402,7 @@ class Pipeline:
         found = versions() | {"kernels": kernels.described(self.device)}
         facts = Facts(self.name, self._describe_data(), fingerprint, device, found)
         config, say = self.config.model_dump(mode="json"), self.console.print
-        self.folder.claim(facts, config, say, ahead=self._ahead())
+        self.folder.claim(facts, config, say, ahead=self._ahead(), complete=Config.complete)
 
     @property
     def _device_name(self) -> str:

@@ -1,8 +1,10 @@
 """Config: a whole experiment, as its YAML file says it."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -43,18 +45,27 @@ class Config(BaseModel):
             config = cls.model_validate(data)
         except ValidationError as error:
             raise InputError(f"{path}: {told(error, table)}") from error
-        return config.with_paths(config.data.root, config.netsearch.latency)
+        root = config.data.root
+        return config if root is None else config.with_images(root)
 
-    def with_paths(self, images: str | None, latency: str | None) -> "Config":
-        """Return the same experiment with its files there, by paths that hold in every folder.
+    @classmethod
+    def complete(cls, data: Any) -> Any:
+        """Return a whole config as plain data, with the defaults of keys that it does not have.
 
-        Args:
-            images: `data.root`, a file or a folder.
-            latency: `netsearch.latency`, a file.
+        Data that is no config comes back as it is.
         """
-        data = self.data.model_copy(update={"root": _absolute(images)})
-        netsearch = self.netsearch.model_copy(update={"latency": _absolute(latency)})
-        return self.model_copy(update={"data": data, "netsearch": netsearch})
+        try:
+            return cls.model_validate(data).model_dump(mode="json")
+        except ValidationError:
+            return data
+
+    def with_images(self, root: str) -> "Config":
+        """Return the same experiment with its images at `root`, a path that holds everywhere."""
+        path = Path(root)
+        with suppress(RuntimeError):  # there is no user of that name: then it is a file's
+            path = path.expanduser()
+        data = self.data.model_copy(update={"root": str(path.absolute())})
+        return self.model_copy(update={"data": data})
 
     def comparing(self, strategies: str | None, seeds: int | None) -> "Config":
         """Return the same experiment with other strategies and numbers of searches.
@@ -88,7 +99,3 @@ def config_keys() -> Table:
     blocks = table["blocksearch"]
     assert isinstance(blocks, dict)
     return {**table, "blocksearch": {**blocks, "strategies": settings}}
-
-
-def _absolute(path: str | None) -> str | None:
-    return None if path is None else str(Path(path).expanduser().absolute())

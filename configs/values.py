@@ -7,6 +7,7 @@ from evaluation.amounts import read_number, read_whole
 from evaluation.bounded import Written, parse_yaml
 from evaluation.errors import InputError
 
+LONGEST = 200  # characters of a change that an error repeats
 READERS = {"whole": read_whole, "number": read_number}
 
 
@@ -36,6 +37,7 @@ def apply(data: dict[str, Any], change: str, table: Table) -> None:
         InputError: If the change has another form, or its key is within a value.
     """
     name, equals, value = change.partition("=")
+    change = change if len(change) <= LONGEST else f"{change[:LONGEST]}..."
     keys = name.split(".")
     if not equals or not all(keys):
         raise InputError(f"--set {change}: expected key=value, such as data.root=pictures")

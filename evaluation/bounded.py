@@ -188,7 +188,7 @@ def _check_keys(top: yaml.Node) -> None:
             return
         lines = defaultdict(list)
         for key, value in node.value:
-            name = f"{where}{str(key.value)[:LONGEST_KEY]}"
+            name = f"{where}{key.value}"
             lines[key.tag, name].append(key.start_mark.line + 1)
             check(value, f"{name}.")
         found.extend(_repeated(name, at) for (_, name), at in lines.items() if len(at) > 1)
@@ -199,6 +199,7 @@ def _check_keys(top: yaml.Node) -> None:
 
 
 def _repeated(name: str, lines: list[int]) -> str:
+    name = name if len(name) <= LONGEST_KEY else f"{name[:LONGEST_KEY]}..."
     times = "twice" if len(lines) == 2 else f"{len(lines)} times"
     if len(set(lines)) == 1:
         return f"`{name}` is given {times}"

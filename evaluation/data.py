@@ -7,6 +7,7 @@ batch at a time by tensor operations; it needs no worker processes.
 import functools
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from evaluation.errors import printable
+from evaluation.errors import InputError, printable
 from evaluation.inspection import (
     contrast_notes,
     copy_notes,
@@ -26,6 +27,7 @@ from evaluation.inspection import (
     leave_copies_out,
     name_notes,
     require_images_left,
+    spread_notes,
 )
 from evaluation.notes import require
 from evaluation.parts import LEFT_OUT, PARTS, TEST, TRAIN, VALID
@@ -115,13 +117,18 @@ def load_dataset(config: DataConfig, seed: int) -> Dataset:
     notes, copies = _inspect(source, pixels, config)
     lacks_parts = len(np.unique(source.part)) < len(PARTS)
     single = leave_copies_out(copies, source.part, source.labels, once=lacks_parts)
-    require_images_left(source.part, single, source.labels, source.class_names, where)
-    _check_classes(source, single, where)
+    left_out = find_left_out(copies, source.part, single)
+    told = copy_notes(copies, left_out, source.labels, source.name)
+    with _telling(told):
+        require_images_left(source.part, single, source.labels, source.class_names, where)
+        _check_classes(source, single, where)
     drawn = _divide(source, single, config, np.random.default_rng(seed))
     part = leave_copies_out(copies, drawn, source.labels, once=False)
-    require_images_left(drawn, part, source.labels, source.class_names, where)
-    left_out = find_left_out(copies, source.part, single) + find_left_out(copies, drawn, part)
-    notes += copy_notes(copies, left_out, source.labels, source.name)
+    left_out += find_left_out(copies, drawn, part)
+    told = copy_notes(copies, left_out, source.labels, source.name)
+    with _telling(told):
+        require_images_left(drawn, part, source.labels, source.class_names, where)
+    notes += told
     order = np.argsort(part, kind="stable")
     valid, test, end = (int(i) for i in np.searchsorted(part[order], [VALID, TEST, LEFT_OUT]))
     _check_padding(config.augment, min(pixels.shape[2:]))
@@ -131,6 +138,8 @@ def load_dataset(config: DataConfig, seed: int) -> Dataset:
     digest = hashlib.sha256(repr((tuple(images.shape), valid, test)).encode())
     digest.update(images.numpy().data)
     digest.update(labels.numpy().data)
+    if source.white != DEEPEST:  # pictures to classify are read by it
+        digest.update(str(source.white).encode())
     return Dataset(
         name=config.name,
         class_names=source.class_names,
@@ -246,6 +255,15 @@ def _cutout(images: Tensor, side_px: int, *changes: Tensor) -> Tensor:
     return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
 
 
+@contextmanager
+def _telling(notes: list[str]) -> Iterator[None]:
+    """Have an error of the block tell of the copies that led to it."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError("; ".join([str(error), *map(printable, notes)])) from error
+
+
 def _check_labels(source: Source, where: str) -> None:
     names, labels = source.class_names, np.unique(source.labels)
     require(
@@ -347,5 +365,5 @@ def _inspect(
     if config.fit == "crop":
         notes += crop_notes(source.sizes, (pixels.shape[3], pixels.shape[2]), source.name)
     low, high = find_levels(pixels, source.sizes, config.fit)
-    notes += contrast_notes(low, high, source.name)
+    notes += contrast_notes(low, high, source.name) + spread_notes(pixels)
     return notes, find_copies(pixels, np.flatnonzero((low < high).any(1)))

@@ -18,6 +18,12 @@ CHECKED_HEAP = {
     "LD_PRELOAD": "libc_malloc_debug.so.0",
     "GLIBC_TUNABLES": "glibc.malloc.check=3",
 }
+VERDICTS = {
+    True: "strided 1x1 ones of torch overwrite memory on this CPU when their weights learn: "
+    "ParetoBlocks runs none, other programs may",
+    False: "strided 1x1 ones of torch were not seen to overwrite memory on this CPU",
+    None: "whether strided 1x1 ones of torch overwrite memory could not be tried",
+}
 TRIAL = """
 import torch
 from torch import nn
@@ -40,10 +46,13 @@ def onednn_version() -> str:
     return found[1] if found else "missing"
 
 
-def overwrites_memory() -> bool:
+def overwrites_memory() -> bool | None:
     """Tell whether the gradient of a strided 1x1 convolution overwrites memory on this CPU.
 
     A process of its own computes a few; it dies of it where that is so, or never ends.
+
+    Returns:
+        None where that process could not compute them.
     """
     try:
         trial = subprocess.run(
@@ -54,7 +63,7 @@ def overwrites_memory() -> bool:
         )
     except subprocess.TimeoutExpired:
         return True
-    return trial.returncode < 0
+    return None if trial.returncode > 0 else trial.returncode < 0
 
 
 def unfit_torchvision() -> str | None:
@@ -75,10 +84,4 @@ def facts() -> Iterator[tuple[str, str]]:
     yield "cores", str(cpu_count())
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"
     yield "GPU", gpu
-    yield (
-        "convolutions",
-        "strided 1x1 ones of torch overwrite memory on this CPU when their weights learn: "
-        "ParetoBlocks runs none, other programs may"
-        if overwrites_memory()
-        else "strided 1x1 ones of torch overwrite no memory on this CPU",
-    )
+    yield "convolutions", VERDICTS[overwrites_memory()]

@@ -7,7 +7,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import Any
 
@@ -70,10 +70,11 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
         try:
             with terminable():
                 status = command(*args, **kwargs)
-                sys.stdout.flush()
+                if sys.stdout is not None:  # as in a service without one
+                    sys.stdout.flush()
         except InputError as error:
             message, status = f"error: {error}", BAD_INPUT
-        except BrokenPipeError:
+        except (BrokenPipeError, SystemExit):  # the latter is how rich ends a program then
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python writes there once more
             raise typer.Exit(PIPE_CLOSED) from None
         except OSError as error:
@@ -92,7 +93,8 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
                 status = FAULT
         else:
             raise typer.Exit(status)
-        print(printable(message), file=sys.stderr)
+        with suppress(OSError):  # its reader may be gone, too
+            print(printable(message), file=sys.stderr)
         raise typer.Exit(status)
 
     return ending

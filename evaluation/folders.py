@@ -32,7 +32,7 @@ LITTER = {  # what systems and programs leave, in small letters
     "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "picasa.ini", "icon\r",
     "__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found",
 }  # fmt: skip
-ABOUT = ("readme", "license", "licence")  # so begin files of text that are litter, too
+ABOUT = ("readme", "license", "licence", "copying")  # files of text that are litter, too
 TEXTS = {  # endings of files of text or tables, in small letters
     ".txt", ".md", ".rst", ".rtf", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".ini", ".cfg",
     ".toml", ".yaml", ".yml", ".html", ".htm", ".log", ".db", ".sqlite", ".xls", ".xlsx", ".ods",
@@ -177,7 +177,8 @@ def _list(folder: Path) -> Listing:
 
 
 def _is_about(path: Path) -> bool:
-    return path.name.casefold().startswith(ABOUT)
+    name = path.name.casefold()
+    return name.startswith(ABOUT) if path.suffix else name in ABOUT  # not license_1, a picture
 
 
 def _check_parts(root: Path, spelled: Mapping[str | None, Sequence[Path]]) -> None:
@@ -223,16 +224,18 @@ def _require_folders(listing: Listing) -> None:
     """Refuse files beside folders of classes."""
     if not listing.files:
         return
-    more = f", and {counted(len(listing.files) - 1, 'more file')}" if listing.files[1:] else ""
+    first, *others = listing.files
+    more = f", and {counted(len(others), 'more file')}" if others else ""
+    what = "a file" if first.is_file() else "a pipe or a broken link"
     raise InputError(
-        f"{listing.files[0]}: expected nothing but class folders here, got a file{more}; {LAYOUTS}"
+        f"{first}: expected nothing but class folders here, got {what}{more}; {LAYOUTS}"
     )
 
 
 def _require_pictures(classes: Mapping[Path, Listing]) -> None:
     empty = [folder for folder, listing in classes.items() if not listing.files + listing.folders]
     if empty:
-        raise InputError(f"{named(empty)}: expected images of this class, got none")
+        raise InputError(f"{named(empty)}: expected images of this class, got none; {LAYOUTS}")
 
 
 def _check_classes(root: Path, files: Mapping[str, Mapping[str, Sequence[Path]]]) -> None:

@@ -13,6 +13,7 @@ from evaluation.parts import LEFT_OUT, PARTS, TRAIN
 from evaluation.pictures import Fit, Pixels, Size, box_in
 
 LEAST_SPAN = 16  # of 256 levels, below which a set is said to have hardly any contrast
+LOOKED_AT, RARE = 500, 0.005  # images of a set; part of the pixels at either end
 LEAST_KEPT = 0.5  # part of a picture's area
 Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -99,6 +100,22 @@ def contrast_notes(low: Pixels, high: Pixels, name: NameOf) -> list[str]:
     return notes
 
 
+def spread_notes(images: Pixels) -> list[str]:
+    """Say that hardly a pixel is outside a few levels, as where one that is broken is white.
+
+    Args:
+        images: (N, C, H, W), of which some, evenly spread, are looked at.
+    """
+    some = images[:: max(1, len(images) // LOOKED_AT)]
+    low, high = (int(level) for level in np.quantile(some, (RARE, 1 - RARE), method="nearest"))
+    if high - low >= LEAST_SPAN or int(some.max()) - int(some.min()) < LEAST_SPAN:
+        return []
+    return [
+        f"the whole set has hardly any contrast: {1 - 2 * RARE:.0%} of its levels lie between "
+        f"{low} and {high} of 255"
+    ]
+
+
 def find_copies(images: Pixels, chosen: Integers) -> list[list[int]]:
     """Return the groups of those chosen images whose pixels are the same, by their indices.
 
@@ -168,12 +185,11 @@ def find_left_out(
     copies: Sequence[Sequence[int]], before: Integers, after: Integers
 ) -> list[tuple[int, int]]:
     """Return each image that was left out as a copy, and one that is kept instead of it."""
-    return [
-        (index, max(group, key=lambda one: (after[one] != LEFT_OUT, after[one])))
-        for group in copies
-        for index in group
-        if before[index] != after[index]
-    ]
+    pairs = []
+    for group in copies:
+        kept = max(group, key=lambda one: (after[one] != LEFT_OUT, after[one]))
+        pairs += [(index, kept) for index in group if before[index] != after[index]]
+    return pairs
 
 
 def copy_notes(
@@ -199,7 +215,9 @@ def copy_notes(
             f"{named(pairs, separator='; ')}"
         )
     mixed = [
-        " = ".join(map(name, group)) for group in copies if len({*labels[list(group)].tolist()}) > 1
+        named([name(index) for index in group], separator=" = ")
+        for group in copies
+        if len({*labels[list(group)].tolist()}) > 1
     ]
     if mixed:
         verb = "stands" if len(mixed) == 1 else "stand"

@@ -19,7 +19,7 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def named(names: Sequence[object], *, separator: str = ", ") -> str:
-    """Return the first names, and how many more there are."""
+    """Return the first names in one line, and how many more there are."""
     more = len(names) - MOST_NAMED
-    first = separator.join(map(str, names[:MOST_NAMED]))
+    first = separator.join(map(str, names[:MOST_NAMED])).replace("\n", "\\n")
     return f"{first} and {more:,} more" if more > 0 else first

@@ -125,6 +125,8 @@ def read_picture(path: Path, frame: Size, how: Fit = "crop", white: int = DEEPES
         raise InputError(
             f"{path}: expected an undamaged image: no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         ) from error
+    except PermissionError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except BAD_IMAGE as error:
         raise InputError(f"{path}: expected an undamaged image: {error}") from error
     width, height = image.size

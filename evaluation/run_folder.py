@@ -222,6 +222,7 @@ class RunFolder:
         say: Callable[[str], None],
         *,
         ahead: Collection[str] = (),
+        complete: Callable[[Any], Any] = lambda config: config,
     ) -> None:
         """Leave config and facts in an empty folder; in that of a run, check that they agree.
 
@@ -231,10 +232,11 @@ class RunFolder:
             say: Called with what a person should know: a warning where something differs that may
                 change last digits, and the keys that were changed.
             ahead: Tables of stages that have not begun: they may change.
+            complete: Gives the config of an older version the values that it lacks.
 
         Raises:
-            InputError: If the folder is another run's, naming the keys that differ, or no run's; or
-                if the images are others. Where they are does not matter.
+            InputError: If the folder is another run's, naming the keys that differ, or no run's, or
+                if the images are others, wherever they are.
         """
         texts = {
             self.facts: json_text(asdict(facts)),
@@ -252,7 +254,7 @@ class RunFolder:
         self._check_files()
         before = self.read_facts()
         try:
-            theirs = parse_yaml(read_bounded(self.config, MOST_CONFIG_BYTES).decode())
+            theirs = complete(parse_yaml(read_bounded(self.config, MOST_CONFIG_BYTES).decode()))
         except ValueError as error:
             raise InputError(f"{self.config}: damaged: {error}") from error
         if isinstance(theirs, dict):
@@ -263,8 +265,8 @@ class RunFolder:
         if settled := [how for how in differing.values() if how not in changed]:
             raise InputError(f"{self.path}: made by another config: {'; '.join(settled)}")
         if before.fingerprint != facts.fingerprint:
-            where = f": {moved}" if moved else ""
-            raise InputError(f"{self.path}: the images have changed since this run began{where}")
+            what = f"the images have changed since this run began{f': {moved}' if moved else ''}"
+            raise InputError(f"{self.path}: {what}")
         if (before.versions, before.device) != (facts.versions, facts.device):
             say("warning: the device or the library versions are not those of this run's beginning")
         if moved:

@@ -181,13 +181,19 @@ def _read_npz(config: DataConfig) -> Source:
     except InputError:
         raise
     except BAD_NPZ as error:
-        raise InputError(f"{path}, {key}: cannot be read: {error}") from error
+        what = "it holds Python objects, not numbers" if "allow_pickle" in str(error) else error
+        raise InputError(f"{path}, {key}: cannot be read: {what}") from error
     prefixes = _npz_prefixes(arrays, path)
     parts = {part: _npz_part(arrays, prefix, path) for part, prefix in prefixes.items()}
     shapes = {one.images.shape[1:] for one in parts.values()}
     require(len(shapes) == 1, f"{path}: expected parts with images of one shape, got {shapes}")
     labels = np.unique(np.concatenate([one.labels for one in parts.values()]))
     class_names = arrays.get("class_names", np.arange(len(labels)))
+    require(
+        "class_names" not in arrays or class_names.size > labels.max(),
+        f"{path}, class_names: expected a name for each of the labels 0 to {labels.max()}, "
+        f"got {class_names.size}",
+    )
     used = {f"{prefix}_{what}" for prefix in prefixes.values() for what in ("images", "labels")}
     others = [key for key in arrays if key not in used and key != "class_names"]
     notes = [f"arrays that are passed over: {named(others)}"] if others else []
@@ -197,9 +203,9 @@ def _read_npz(config: DataConfig) -> Source:
 def _npz_prefixes(arrays: Mapping[str, object], path: Path) -> dict[str, str]:
     """Return how the file spells each part that it has, in the order of PARTS."""
     spelled: dict[str, str] = {}
-    for prefix in dict.fromkeys(key.partition("_")[0] for key in arrays):
+    for prefix, _, what in (key.partition("_") for key in arrays):
         part = part_of(prefix)
-        if part is not None:
+        if part is not None and what in ("images", "labels") and spelled.get(part) != prefix:
             require(
                 part not in spelled,
                 f"{path}: expected one name for each part, got {spelled.get(part)}_* and "
@@ -246,10 +252,15 @@ def _npz_part(arrays: Mapping[str, NDArray[Any]], name: str, path: Path) -> Arra
 def _read_folder(config: DataConfig) -> Source:
     """A folder per class, perhaps within a folder per part: see `folders.LAYOUTS`."""
     root, side_px = Path(config.root or "").expanduser(), config.image_size_px
-    require(
-        config.root is not None and root.is_dir(),
-        f"data.root={config.root}: expected a folder with a folder per class",
-    )
+    if config.root is None or not root.is_dir():
+        got = "there is nothing of that name"
+        if config.root is None:
+            got = "--set data.root=DIR says where it is"
+        elif root.exists():
+            got = "this is a file (unpack an archive; arrays are read by data.name=npz)"
+        raise InputError(
+            f"data.root={config.root}: expected a folder with a folder per class; {got}"
+        )
     if side_px is None:
         raise InputError("data.image_size_px: expected a size for data.name=folder, got None")
     layout = list_pictures(root)

@@ -83,7 +83,7 @@ def _(root, maker):
 @case("README and LICENSE as text or without an ending")
 def _(root, maker):
     config = maker.folder(root)
-    for name in ("README", "readme.dataset.txt", "LICENSE-MIT", "licence.md", "License.txt"):
+    for name in ("README", "readme.dataset.txt", "LICENSE", "licence.md", "License.txt"):
         (root / name).write_text("words")
         (root / "dog" / name).write_text("words")
     return skipped(config)

@@ -81,11 +81,20 @@ def test_status_1_is_kept_for_what_fits_nothing(error, status, words, monkeypatc
     assert ended(monkeypatch, lambda: NOTHING_FITS)[0] == NOTHING_FITS
 
 
-def test_a_reader_that_closes_its_pipe_ends_a_command_without_a_word():
+def test_a_command_without_streams_ends_as_it_would_with_them(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(typer.Exit) as caught:
+        guarded(lambda: DONE)()
+    assert caught.value.exit_code == DONE
+
+
+@pytest.mark.parametrize("say", ["print", "Console().print"])
+def test_a_reader_that_closes_its_pipe_ends_a_command_without_a_word(say):
     code = (
         "from evaluation.ending import guarded\n"
+        "from rich.console import Console\n"
         "def command():\n"
-        "    for number in range(100_000): print(number)\n"
+        f"    for number in range(20_000): {say}(number)\n"
         "    return 0\n"
         "import typer\n"
         "try: guarded(command)()\n"

@@ -1,10 +1,12 @@
 """What a person is told of a set: equal pictures, pictures cut off, and those without contrast."""
 
 import shutil
+import time
 
 import numpy as np
 import pytest
 from pictures import Maker, all_images, folder_config, holds
+from PIL import Image
 
 from evaluation.data import DataConfig, load_dataset
 from evaluation.errors import InputError
@@ -138,6 +140,51 @@ def test_a_set_of_fewer_than_sixteen_levels_between_its_ends_is_told(levels, tol
     data = load_dataset(maker.arrays(tmp_path / "set.npz", train_images=images), 0)
     words = f"the whole set has hardly any contrast: its levels lie between 100 and {99 + levels}"
     assert [note.startswith(words) for note in data.notes] == [True] * told
+
+
+def test_one_white_pixel_does_not_hide_that_a_set_is_nearly_black(tmp_path):
+    images = np.random.default_rng(0).integers(0, 15, (40, 8, 8), dtype=np.uint8)
+    images[3, 2, 2] = 255
+    np.savez(tmp_path / "a.npz", train_images=images, train_labels=np.arange(40) % 2)
+    notes = load_dataset(DataConfig(name="npz", root=str(tmp_path / "a.npz")), 0).notes
+    assert notes == (
+        "the whole set has hardly any contrast: 99% of its levels lie between 0 and 14 of 255",
+    )
+
+
+def test_thousands_of_equal_pictures_take_a_moment_and_a_line(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (12_000, 4, 4), dtype=np.uint8)
+    images[:6000] = images[0]
+    np.savez(tmp_path / "a.npz", train_images=images, train_labels=np.arange(12_000) % 2)
+    began = time.process_time()
+    notes = load_dataset(DataConfig(name="npz", root=str(tmp_path / "a.npz")), 0).notes
+    assert time.process_time() - began < 20  # it was minutes
+    assert len(notes) == 2 and max(map(len, notes)) < 300
+
+
+def test_an_error_about_copies_names_them(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)
+    images[2:6] = images[0]
+    labels = np.repeat([0, 1], 6)
+    np.savez(tmp_path / "a.npz", train_images=images, train_labels=labels)
+    with pytest.raises(InputError, match=r"copies not counted; 4 pictures are left out, .* = "):
+        load_dataset(DataConfig(name="npz", root=str(tmp_path / "a.npz")), 0)
+
+
+def test_the_white_of_deep_pictures_is_part_of_the_fingerprint(tmp_path, maker):
+    """Else a run would go on with pictures of 8 bits, and classify the deep ones wrongly."""
+    values = np.random.default_rng(0).integers(0, 256, (2, 5, 8, 8))
+    for white, folder in ((255, "flat"), (4095, "deep")):
+        for label, images in enumerate(values):
+            for number, image in enumerate(images):
+                path = tmp_path / folder / f"class{label}" / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                kind = np.uint8 if white == 255 else np.uint16
+                scaled = image if white == 255 else -(-image * 4095 // 255)
+                Image.fromarray(scaled.astype(kind)).save(path)
+    flat, deep = (load_dataset(folder_config(tmp_path / one), 0) for one in ("flat", "deep"))
+    assert (flat.train.images == deep.train.images).all() and deep.white == 4095
+    assert flat.fingerprint != deep.fingerprint
 
 
 def test_the_worst_of_those_that_the_crop_cuts_off_is_named(tmp_path, maker):

@@ -13,6 +13,7 @@ from configs import FOLDER
 from configs.experiment import Config
 from evaluation.data import worker_dataset
 from evaluation.errors import InputError
+from evaluation.records import write_listed
 from run_pipeline import Pipeline, app
 
 NPZ = ("data.name=npz", "data.max_train_images=null", "data.max_test_images=null")
@@ -67,16 +68,15 @@ def test_the_path_in_the_config_of_a_run_holds_in_every_folder(finished):
     assert root_of(finished / "run") == str(finished / "images" / "set.npz")
 
 
-def test_paths_of_a_config_are_made_absolute_and_missing_ones_stay_missing(tmp_path, monkeypatch):
+def test_the_path_of_the_images_is_made_absolute_and_a_missing_one_stays_missing(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/somebody")
     quickstart = FOLDER / "quickstart.yaml"
-    changes = ["data.root=a/b.npz", "netsearch.latency=~/c.json"]
-    here = Config.load(quickstart, [*changes, "netsearch.costs=[latency_ms]"])
-    assert here.data.root == str(tmp_path / "a" / "b.npz")
-    assert here.netsearch.latency == "/home/somebody/c.json"
+    assert Config.load(quickstart, ["data.root=a/b.npz"]).data.root == str(tmp_path / "a/b.npz")
+    assert Config.load(quickstart, ["data.root=~/b.npz"]).data.root == "/home/somebody/b.npz"
     assert Config.load(quickstart).data.root is None
-    assert Config.load(quickstart).netsearch.latency is None
 
 
 def test_what_pick_prints_exports_from_another_folder(finished, tmp_path, monkeypatch):
@@ -135,13 +135,50 @@ def test_export_says_which_option_tells_where_the_images_are_now(home, finished)
     assert config.read_bytes() == kept
 
 
-def test_export_compares_with_no_other_images(home):
+def test_export_says_so_where_it_compares_with_other_images(home):
     other = save_images(home / "other.npz", seed=1)
     folder = home / "run"
     result = invoke("export", folder, member_of(folder), "--data", other, "--format", "weights")
+    assert result.exit_code == 0
+    assert f"warning: {other}: not, to the byte, the images of the run" in result.stderr
+
+
+def test_export_compares_with_no_images_that_the_network_does_not_take(home):
+    folder, other = home / "run", home / "other.npz"
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    np.savez(other, train_images=images, train_labels=np.arange(60) % 4)
+    result = invoke("export", folder, member_of(folder), "--data", other, "--format", "weights")
     assert result.exit_code == 2
-    assert f"{other}: these are not the images of the run; --data" in result.stderr
+    assert "other.npz: expected images of (1, 8, 8) and the classes 0, 1, 2, got" in result.stderr
     assert not (folder / "exports").exists()
+
+
+def test_a_run_of_a_version_without_a_key_goes_on(home):
+    folder = home / "run"
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["data"].pop("fit") == "crop"
+    assert Config.complete(config)["data"]["fit"] == "crop"
+    assert Config.complete({"data": 1}) == {"data": 1}
+    write_listed(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+    result = run(folder, home / "images" / "set.npz")
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("place", ["", "runs/mine"])
+def test_no_run_begins_among_its_images(place, tmp_path):
+    (tmp_path / "set" / "cat").mkdir(parents=True)
+    changes = ("data.name=folder", f"data.root={tmp_path / 'set'}", "data.image_size_px=8")
+    sets = [word for change in changes for word in ("--set", change)]
+    quickstart = FOLDER / "quickstart.yaml"
+    result = invoke("run", quickstart, *sets, "--out", tmp_path / "set" / place)
+    assert result.exit_code == 2 and "outside of the images" in result.stderr
+    assert [path.name for path in (tmp_path / "set").iterdir()] == ["cat"]
+
+
+def test_a_name_that_begins_as_that_of_a_user_is_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = Config.load(FOLDER / "quickstart.yaml", ["data.root=~nobody-of-that-name/x"])
+    assert config.data.root == str(tmp_path / "~nobody-of-that-name" / "x")
 
 
 def test_a_pipeline_that_begins_knows_no_images_yet(tmp_path):
