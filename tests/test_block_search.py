@@ -72,7 +72,10 @@ def test_the_two_op_sets_are_known_by_name():
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"strategies": {"dart": {}}}, r"'dart'; there are darts, dca_nas"),
+        (
+            {"strategies": {"dart": {}}},
+            r"'dart' \(did you mean darts\?\); there are darts, dca_nas",
+        ),
         ({"strategies": {"darts": {"alpha_lr": 1}}}, r"strategies\.darts\.alpha_lr"),
         ({"strategies": {"enhanced_gradient": {"gamma": 2}}}, r"enhanced_gradient\.gamma"),
         ({"strategies": {"enhanced_gradient": {"gamma": [1, 2]}}}, r"enhanced_gradient\.gamma"),

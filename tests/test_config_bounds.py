@@ -73,7 +73,7 @@ def test_every_float_of_a_config_has_a_largest_and_a_smallest_value(key):
     assert FLOATS[key] == [True, True]
 
 
-@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e10, 1e308])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 2e38, 1e308])
 def test_a_float_beyond_all_bounds_is_refused_from_python_too(value):
     recipe = CONFIG["retrain"]["train"]
     floats = [name for name, one in recipe.items() if isinstance(one, float)]
