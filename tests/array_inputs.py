@@ -81,6 +81,17 @@ def _(root, maker):
     return own(root, maker, train_images=None, x_train=maker.noise(30, 8, 8, 3))
 
 
+@case("fewer `class_names` than labels")
+def _(root, maker):
+    labels = np.arange(30) % 3
+    return own(root, maker, train_labels=labels, class_names=np.array(["cat", "dog"]))
+
+
+@case("arrays of Python objects")
+def _(root, maker):
+    return own(root, maker, class_names=np.array(["cat", "dog"], dtype=object))
+
+
 @case("parts of different shapes")
 def _(root, maker):
     small = part(maker, "test") | {"test_images": maker.noise(4, 6, 6, 3)}
@@ -105,6 +116,13 @@ def _(root, maker):
 def _(root, maker):
     levels = np.arange(30, dtype=np.uint8)[:, None, None]
     return own(root, maker, train_images=np.tile(levels * 5, (1, 8, 8))), counts(18, 6, 6)
+
+
+@case("99 % of the levels of the set within 16, as where one pixel is broken")
+def _(root, maker):
+    images = maker.noise(30, 8, 8, levels=16)
+    images[3, 2, 2] = 255
+    return own(root, maker, train_images=images), counts(18, 6, 6)
 
 
 @case("fewer than 16 of 256 levels in the whole set")

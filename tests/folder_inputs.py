@@ -108,6 +108,12 @@ def _(root, maker):
     return folder_config(root)
 
 
+@case("an archive, a picture or another file as root")
+def _(root, maker):
+    root.write_bytes(b"PK")
+    return folder_config(root)
+
+
 @case("one class")
 def _(root, maker):
     return maker.folder(root, classes=("cat",))
