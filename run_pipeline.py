@@ -269,10 +269,10 @@ class Pipeline:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The images, loaded once.
+        """The images, loaded once; where they are not those of the run, a warning says so.
 
         Raises:
-            InputError: If they cannot be read, or are not those of the run.
+            InputError: If they cannot be read.
         """
         try:
             dataset = worker_dataset(self.config.data, self.config.seed, self.device)

@@ -2,6 +2,7 @@
 
 import codecs
 import os
+import select
 import signal
 import sys
 import threading
@@ -61,6 +62,13 @@ def _spelled(error: UnicodeError) -> tuple[str, int]:
     return "".join(PLAIN_LETTERS.get(one, ascii(one)[1:-1]) for one in lacking), error.end
 
 
+def _reader_has_gone() -> bool:
+    """Tell whether nobody reads standard output any more; another pipe may break, too."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 def guarded(command: Callable[..., int]) -> Callable[..., None]:
     """Turn a command's return value into the exit status, and what ends it early into a message."""
 
@@ -74,10 +82,13 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
                     sys.stdout.flush()
         except InputError as error:
             message, status = f"error: {error}", BAD_INPUT
-        except (BrokenPipeError, SystemExit):  # the latter is how rich ends a program then
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python writes there once more
-            raise typer.Exit(PIPE_CLOSED) from None
-        except OSError as error:
+        except (OSError, SystemExit) as error:
+            # With SystemExit rich ends a program whose reader has gone.
+            if not isinstance(error, OSError) or (
+                isinstance(error, BrokenPipeError) and _reader_has_gone()
+            ):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python writes there once more
+                raise typer.Exit(PIPE_CLOSED) from None
             message, status = f"error: {error}; when that is mended, {GO_ON}", BAD_INPUT
         except Terminated:
             message, status = f"terminated; {GO_ON}", TERMINATED

@@ -68,6 +68,7 @@ def test_a_message_is_printed_in_plain_letters(monkeypatch):
     [
         (InputError("no such key"), BAD_INPUT, "error: no such key"),
         (OSError(28, "No space left"), BAD_INPUT, "the same command continues the run"),
+        (BrokenPipeError(32, "of a worker"), BAD_INPUT, "of a worker; when that is mended"),
         (MemoryError(), BAD_INPUT, "lower batch_size or channels"),
         (torch.OutOfMemoryError("CUDA"), BAD_INPUT, "lower batch_size or channels"),
         (ValueError("what is this"), FAULT, "a fault of ParetoBlocks, not of your input: ValueE"),
