@@ -84,12 +84,12 @@ class Times:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of images: of the two search splits, of the train and of the test split."""
+    """How many images each split has: the two that search sees, train and test."""
 
-    search_train: int
-    search_valid: int
-    train: int
-    test: int
+    search_train_images: int
+    search_valid_images: int
+    train_images: int
+    test_images: int
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,13 @@ def forecast(
         times = measure(dataset, plan, device, recompute)
     finally:
         torch.set_num_threads(threads)
-    splits = dataset.search_train, dataset.search_valid, dataset.train, dataset.test
-    stages_s = reckon(plan, times, Sizes(*map(len, splits)))
+    sizes = Sizes(
+        search_train_images=len(dataset.search_train),
+        search_valid_images=len(dataset.search_valid),
+        train_images=len(dataset.train),
+        test_images=len(dataset.test),
+    )
+    stages_s = reckon(plan, times, sizes)
     elapsed_s = LOADED_CPU_S + time.perf_counter() - LOADED_AT_S
     return Forecast(elapsed_s, stages_s, END_STARTS * times.start_s, _peak_mib(device))
 
@@ -193,7 +198,7 @@ def _processes(plan: Plan, stage: str) -> int:
 
 
 def _blocks_s(plan: Plan, times: Times, sizes: Sizes) -> float:
-    steps = plan.blocks.epochs * steps_of(sizes.search_train, plan.blocks.batch_size)
+    steps = plan.blocks.epochs * steps_of(sizes.search_train_images, plan.blocks.batch_size)
     seconds = [steps * times.search_s[one.form] for one in plan.blocks.searches(0)]
     return side_by_side(seconds, plan.workers.count)
 
@@ -201,14 +206,16 @@ def _blocks_s(plan: Plan, times: Times, sizes: Sizes) -> float:
 def _networks_s(plan: Plan, times: Times, sizes: Sizes) -> float:
     config, workers, network = plan.networks, plan.workers.count, times.network
     assert network is not None
-    training_s = network.training_s(config.train, sizes.search_train, sizes.search_valid)
+    training_s = network.training_s(
+        config.train, sizes.search_train_images, sizes.search_valid_images
+    )
     searches = 2 if config.random_search else 1
     if config.estimate != "shared_weights":
         return side_by_side([training_s] * config.evaluations, workers) * searches
     shared = config.shared_weights
-    calibrated = min(shared.calibration_images, sizes.search_train)
-    score_s = network.build_s + (calibrated + sizes.search_valid) * network.image_s
-    steps = shared.epochs * steps_of(sizes.search_train, config.train.batch_size)
+    calibrated = min(shared.calibration_images, sizes.search_train_images)
+    score_s = network.build_s + (calibrated + sizes.search_valid_images) * network.image_s
+    steps = shared.epochs * steps_of(sizes.search_train_images, config.train.batch_size)
     judged_s = side_by_side([score_s] * config.evaluations, workers) * searches
     checked_s = side_by_side([training_s] * shared.checked, workers)
     return steps * times.shared_step_s + judged_s + checked_s
@@ -218,11 +225,11 @@ def _retrain_s(plan: Plan, times: Times, sizes: Sizes) -> float:
     config, network, ready_made = plan.retraining, times.network, times.ready_made
     assert network is not None
     beside = min(config.members, config.baselines)
-    seconds = [network.training_s(config.train, sizes.train, sizes.test)] * (
+    seconds = [network.training_s(config.train, sizes.train_images, sizes.test_images)] * (
         (config.members + beside) * len(config.seeds)
     )
     if ready_made is not None:
-        one_s = ready_made.training_s(config.train, sizes.train, sizes.test)
+        one_s = ready_made.training_s(config.train, sizes.train_images, sizes.test_images)
         seconds += [one_s] * (beside * len(config.seeds))
     return side_by_side(seconds, plan.workers.count)
 

@@ -21,7 +21,7 @@ from netsearch.timed_steps import NetworkTimes, mean_builds, mean_network, ready
 from run_pipeline import Config, Pipeline
 
 QUICKSTART = FOLDER / "quickstart.yaml"
-DIGITS = Sizes(search_train=863, search_valid=575, train=1438, test=359)
+DIGITS = Sizes(863, 575, 1438, 359)
 STEPS, RETRAINING_STEPS = 13, 22  # of an epoch with batches of 64
 LOCAL = Workers(2, evaluation_minutes=60.0)  # as the command makes them
 NOTHING = NetworkTimes(0.0, {64: 0.0}, 0.0)
