@@ -14,45 +14,48 @@ import typer
 from joblib import cpu_count
 from rich.console import Console
 
-from blocksearch import kernels, nas_bench_201
+from blocksearch import nas_bench_201
 from blocksearch.compare import Row, benchmark_table, compare, summary
+from blocksearch.kernels import compiled
 from blocksearch.library import BlockLibrary
 from blocksearch.search import SearchContext, check_searches, run_searches, search_blocks
 from blocksearch.space import REDUCTION
 from configs import FOLDER
 from configs.experiment import Config
-from evaluation.amounts import amount, quantity
-from evaluation.choice import Wishes, choose
-from evaluation.data import Dataset, worker_dataset
-from evaluation.doctor import FITS, facts, unfit_torchvision
-from evaluation.ending import BAD_INPUT, DONE, NOTHING_FITS, guarded
+from evaluation.cost.latency import DeviceLatencies, device_name
+from evaluation.data.dataset import Dataset, worker_dataset
+from evaluation.data.preprocessing import Preprocessing
+from evaluation.data.sources import load_torchvision
+from evaluation.deploy.prediction import classify, prediction_table
 from evaluation.errors import InputError
-from evaluation.latency import DeviceLatencies, device_name
-from evaluation.measurement import Measurements
-from evaluation.metrics import epochs_and_warnings
-from evaluation.parallel import ONE_WORKER, Workers
-from evaluation.pareto import Budgets, spread
-from evaluation.prediction import classify, prediction_table
-from evaluation.preprocessing import Preprocessing
-from evaluation.records import ModelRecord, write_json
-from evaluation.report import write_report
-from evaluation.retrain import Trial, retrain_all
-from evaluation.run_folder import Facts, RunFolder, versions
-from evaluation.sources import load_torchvision
-from evaluation.tables import comparison_table, front_table, model_row
-from evaluation.track import tracking
-from evaluation.training import TrainConfig, TrainingContext
-from netsearch.baselines import baseline_trials
-from netsearch.exporting import Delivered, Format, deliver, lines
-from netsearch.forecast import Plan, forecast
-from netsearch.genome import stages_for
-from netsearch.latency import export_parts
-from netsearch.members import Members, named
-from netsearch.memory_check import check_memory, check_search_memory
-from netsearch.saved import RETRAINED, load_network, trial
+from evaluation.files.atomic import write_json
+from evaluation.files.events import epochs_and_warnings
+from evaluation.files.run_folder import Facts, RunFolder, versions
+from evaluation.files.track import tracking
+from evaluation.pareto.choice import Wishes, choose
+from evaluation.pareto.front import Budgets, spread
+from evaluation.records import ModelRecord
+from evaluation.report.report import write_report
+from evaluation.terminal.amounts import amount, quantity
+from evaluation.terminal.doctor import FITS, facts, unfit_torchvision
+from evaluation.terminal.ending import BAD_INPUT, DONE, NOTHING_FITS, guarded
+from evaluation.terminal.progress import timed_stage
+from evaluation.terminal.tables import comparison_table, front_table
+from evaluation.training.loop import TrainConfig, TrainingContext
+from evaluation.training.retrain import Trial, retrain_all
+from evaluation.workers.pool import ONE_WORKER, Workers
+from netsearch.estimators.shared_training import SHARED_STAGE
+from netsearch.forecast.forecast import Plan, forecast
+from netsearch.forecast.memory_check import check_memory, check_search_memory
+from netsearch.members.baselines import baseline_trials
+from netsearch.members.exporting import Delivered, Format, deliver, lines
+from netsearch.members.measurement import Measurements
+from netsearch.members.members import Members, named
+from netsearch.members.saved import RETRAINED, load_network, trial
+from netsearch.members.summary import summarise
 from netsearch.search import Images, NetworkStage, check_budgets_early, genome_space
-from netsearch.shared_training import SHARED_STAGE
-from netsearch.summary import summarise
+from netsearch.space.genome import stages_for
+from netsearch.space.latency_table import export_parts
 
 FIRST_FILES = {  # that depend on a table of the config
     "netsearch": ("shared_weights.safetensors", "archive.jsonl"),
@@ -73,7 +76,7 @@ class Pipeline:
         device: `cpu` or `cuda`.
         workers: Where searches and trainings run, and how many at the same time.
         console: Where messages go.
-        trackers: Who else is told the scalars of the run, see `evaluation.track`.
+        trackers: Who else is told the scalars of the run, see `evaluation.files.track`.
         fingerprint: Of the images that the run is of; None: of a run that begins, or goes on.
     """
 
@@ -399,7 +402,7 @@ class Pipeline:
 
     def _claim(self) -> None:
         device, fingerprint = self._device_name, self.dataset.fingerprint
-        found = versions() | {"kernels": kernels.described(self.device)}
+        found = versions() | {"kernels": compiled.described(self.device)}
         facts = Facts(self.name, self._describe_data(), fingerprint, device, found)
         config, say = self.config.model_dump(mode="json"), self.console.print
         self.folder.claim(facts, config, say, ahead=self._ahead(), complete=Config.complete)
@@ -436,7 +439,7 @@ class Pipeline:
     ) -> AbstractContextManager[None]:
         """Show and time a stage; without `count`, its epochs are counted."""
         counter = count or epochs_and_warnings(self.folder.metrics, stage, self.console.print)
-        return self.folder.step(self.console, stage, title, total, counter)
+        return timed_stage(self.console, self.folder.metrics, stage, title, total, counter)
 
     def _describe_notes(self) -> None:
         """Print what a person should know of the images."""
@@ -531,7 +534,7 @@ def front(folder: Folder, as_json: AsJson = False) -> int:
     """Show the Pareto set of a run."""
     records = Pipeline.open(folder).front()
     if as_json:
-        print(json.dumps([model_row(record) for record in records]))
+        print(json.dumps([record.row() for record in records]))
         return DONE
     Console().print(front_table(records))
     return DONE

@@ -13,8 +13,8 @@ import torch
 from blocksearch.engine import search
 from blocksearch.search import make_strategy
 from configs import FOLDER
-from evaluation.data import load_dataset
-from netsearch.genome import stages_for
+from evaluation.data.dataset import load_dataset
+from netsearch.space.genome import stages_for
 from run_pipeline import Config
 
 TABLE = "blocksearch.strategies.enhanced_gradient"

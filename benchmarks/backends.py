@@ -13,8 +13,8 @@ from typing import Annotated
 import typer
 from joblib import cpu_count
 
-from evaluation import clusters
-from evaluation.parallel import ONE_WORKER, Workers, run_tasks
+from evaluation.workers import clusters
+from evaluation.workers.pool import ONE_WORKER, Workers, run_tasks
 
 BACKENDS = ("loky", "dask", "ray")
 COUNTS = (1, 2, 4)

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluation.data import batches
-from evaluation.export import logits_of
-from netsearch.saved import load_network
+from evaluation.data.batches import batches
+from evaluation.deploy.export import logits_of
+from netsearch.members.saved import load_network
 from run_pipeline import Pipeline
 
 ROOT = Path(__file__).parent.parent

@@ -33,11 +33,11 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from blocksearch.budget import Budget, most_probable_cells  # noqa: E402
-from blocksearch.lookup_graph import LookupGraph  # noqa: E402
 from blocksearch.nas_bench_201 import OPS, SPACE, Table  # noqa: E402
 from blocksearch.space import NORMAL, Cell  # noqa: E402
+from blocksearch.strategies.budget import Budget, most_probable_cells  # noqa: E402
 from evaluation.errors import InputError  # noqa: E402
+from lookup_graph import LookupGraph  # noqa: E402
 
 DEVICES = ("eyeriss", "fpga", "raspi4", "pixel3")
 UTILITY, ACCURACY = "c10_val_12", "c10_test_200"

@@ -102,7 +102,7 @@ def run(case: Case, folder: Path) -> tuple[float, float]:
 
 
 def seconds(text: str) -> float:
-    """Read what `evaluation.progress.duration` wrote."""
+    """Read what `evaluation.terminal.progress.duration` wrote."""
     words = iter(text.split())
     return float(sum(int(number) * UNITS_S[unit] for number, unit in pairs(words)))
 

@@ -34,6 +34,22 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+
+from blocksearch.config import SEED_STRIDE, Search
+from blocksearch.library import BlockLibrary
+from blocksearch.search import SearchContext, run_searches
+from blocksearch.space import NORMAL, REDUCTION, Cell, base_kind
+from blocksearch.supernet.stack import Stack
+from configs.experiment import Config
+from evaluation.errors import InputError
+from evaluation.files.atomic import json_text, read_json, write_atomic
+from evaluation.files.events import epochs_and_warnings
+from evaluation.files.run_folder import RunFolder
+from evaluation.pareto.front import spread
+from evaluation.records import ModelRecord
+from evaluation.training.loop import TrainConfig, TrainingContext
+from evaluation.training.ready_made import MobileNetV2, mobilenet_near
+from evaluation.training.retrain import Trial, retrain_all
 from headline_facts import (
     FOUND,
     RANDOM,
@@ -45,27 +61,13 @@ from headline_facts import (
     without,
 )
 from headline_tables import document, markdown
-
-from blocksearch.config import SEED_STRIDE, Search
-from blocksearch.library import BlockLibrary
-from blocksearch.search import SearchContext, run_searches
-from blocksearch.space import NORMAL, REDUCTION, Cell, base_kind
-from blocksearch.stack import Stack
-from configs.experiment import Config
-from evaluation.baselines import MobileNetV2, ResNet, mobilenet_near, resnet_near
-from evaluation.errors import InputError
-from evaluation.metrics import epochs_and_warnings
-from evaluation.pareto import spread
-from evaluation.records import ModelRecord, json_text, read_json, write_atomic
-from evaluation.retrain import Trial, retrain_all
-from evaluation.run_folder import RunFolder
-from evaluation.training import TrainConfig, TrainingContext
-from netsearch.baselines import darts_v2_near, fitted, uniform_spec
-from netsearch.genome import NetworkSpec, stages_for
-from netsearch.network import predict_cost
-from netsearch.problem import sample_sizes
-from netsearch.saved import RETRAINED, trial
+from netsearch.members.baselines import fitted, uniform_spec
+from netsearch.members.saved import RETRAINED, trial
 from netsearch.search import genome_space, network_problem
+from netsearch.space.genome import NetworkSpec, stages_for
+from netsearch.space.network import predict_cost
+from netsearch.space.problem import sample_sizes
+from published import ResNet, darts_v2_near, resnet_near
 from run_pipeline import Device, Pipeline
 
 STRATEGY = "enhanced_gradient"

@@ -11,9 +11,9 @@ from scipy.stats import kendalltau
 from scipy.stats import t as student
 
 from evaluation.errors import InputError
-from evaluation.pareto import Box
-from evaluation.records import read_json
-from evaluation.retrain import Trial
+from evaluation.files.atomic import read_json
+from evaluation.pareto.front import Box
+from evaluation.training.retrain import Trial
 
 FOUND, RANDOM, READY_MADE = "found", "random", "ready_made"
 GAMMA, RANDOM_CELLS = "gamma=1", "random cells"

@@ -7,6 +7,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from evaluation.data.config import AugmentConfig
+from evaluation.files.run_folder import RunFolder
+from evaluation.training.loop import TrainConfig
 from headline_facts import (
     RANDOM_CELLS,
     READY_MADE,
@@ -19,11 +22,7 @@ from headline_facts import (
     stage_two,
     std_of,
 )
-
-from evaluation.data import AugmentConfig
-from evaluation.run_folder import RunFolder
-from evaluation.training import TrainConfig
-from netsearch.summary import STAGES
+from netsearch.members.summary import STAGES
 from run_pipeline import Pipeline
 
 

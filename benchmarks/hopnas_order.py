@@ -21,13 +21,15 @@ from scipy.stats import kendalltau
 from torch import nn
 
 from blocksearch.engine import Cells, SearchSetup, WeightConfig, search
-from blocksearch.forms import PLAIN, Form
 from blocksearch.relaxation import one_hot_gates
 from blocksearch.space import Cell, Edge, SearchSpace
 from blocksearch.strategies.hopnas import Hopnas
-from blocksearch.supernet import Supernet
-from evaluation.data import AugmentConfig, DataConfig, Dataset, batches, load_dataset
-from evaluation.training import TrainConfig, accuracy, seeded_model, train
+from blocksearch.supernet.forms import PLAIN, Form
+from blocksearch.supernet.supernet import Supernet
+from evaluation.data.batches import batches
+from evaluation.data.config import AugmentConfig, DataConfig
+from evaluation.data.dataset import Dataset, load_dataset
+from evaluation.training.loop import TrainConfig, accuracy, seeded_model, train
 
 SPACE = SearchSpace(
     ("skip_connect", "avg_pool_3x3", "dws_conv_3x3", "dws_conv_5x5"),

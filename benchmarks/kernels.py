@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from blocksearch import kernels, units  # noqa: E402
+from blocksearch.kernels import compiled, units  # noqa: E402
 from blocksearch.ops import Op, build_op  # noqa: E402
 
 SIZES = ((16, 32), (32, 16), (64, 8))  # channels and side of the three stages
@@ -101,7 +101,10 @@ def kernels_ms(name: str, channels: int, side: int) -> float:
     z, stats = torch.empty(BATCH, side, side, channels), torch.empty(2, channels)
     weights = unit.pointwise.weight.detach(), unit.depthwise.weight.detach()
     described = units._describe(x, *weights, z, *stats, unit)
-    shape, loops = units._unit_shape(x, unit), kernels.library(x.dtype, kernels.lanes_of(channels))
+    shape, loops = (
+        units._unit_shape(x, unit),
+        compiled.library(x.dtype, compiled.lanes_of(channels)),
+    )
     assert loops is not None
     return medians({"": lambda: loops.forward_units(described.ctypes.data, 1, shape, 1e-5)})[""]
 
@@ -109,7 +112,7 @@ def kernels_ms(name: str, channels: int, side: int) -> float:
 def main() -> None:
     """Print a table in milliseconds."""
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, kernels: {kernels.fits(torch.empty(1, 16, 1, 1))}")
+    print(f"torch {torch.__version__}, kernels: {compiled.fits(torch.empty(1, 16, 1, 1))}")
     for channels, side in SIZES:
         for name, (kernel, dilation) in OPS.items():
             found = medians(passes(name, channels, side))

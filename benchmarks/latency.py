@@ -31,22 +31,24 @@ from scipy.stats import kendalltau, spearmanr
 from blocksearch.library import Block, BlockLibrary, reference_cost
 from blocksearch.ops import LIGHT_OPS
 from blocksearch.space import KINDS, NORMAL, REDUCTION, SearchSpace
-from blocksearch.stack import Stack
+from blocksearch.supernet.stack import Stack
 from configs import FOLDER
-from evaluation.data import worker_dataset
-from evaluation.latency import DeviceLatencies, measure_ms
-from evaluation.onnx_files import save_onnx
-from evaluation.parallel import Workers
-from evaluation.pareto import Box, non_dominated, pareto_set
-from evaluation.paretoblocks_latency import NAME_KEY, Options, time_folder
-from evaluation.records import Archive, ModelRecord, read_json, write_json
-from evaluation.training import TrainingContext, seeded_model
-from netsearch.genome import GenomeSpace
-from netsearch.latency import EMPTY, LatencyTable, all_parts, export_parts, parts
-from netsearch.latency import ROUNDS as PART_ROUNDS
-from netsearch.network import builder
-from netsearch.problem import NetworkProblem
+from evaluation.cost.latency import DeviceLatencies, measure_ms
+from evaluation.cost.paretoblocks_latency import NAME_KEY, Options, time_folder
+from evaluation.data.dataset import worker_dataset
+from evaluation.deploy.onnx_files import save_onnx
+from evaluation.files.archive import Archive
+from evaluation.files.atomic import read_json, write_json
+from evaluation.pareto.front import Box, non_dominated, pareto_set
+from evaluation.records import ModelRecord
+from evaluation.training.loop import TrainingContext, seeded_model
+from evaluation.workers.pool import Workers
 from netsearch.search import Images, NetworkStage, hypervolume_box
+from netsearch.space.genome import GenomeSpace
+from netsearch.space.latency_table import EMPTY, LatencyTable, all_parts, export_parts, parts
+from netsearch.space.latency_table import ROUNDS as PART_ROUNDS
+from netsearch.space.network import builder
+from netsearch.space.problem import NetworkProblem
 from run_pipeline import Config
 
 IMAGES = Images((3, 32, 32), 10)

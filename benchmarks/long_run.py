@@ -24,12 +24,13 @@ import numpy as np
 import typer
 from scipy.stats import theilslopes
 
-from evaluation.memory import _resident_bytes as resident_bytes
-from evaluation.records import Archive, Cost, ModelRecord
-from netsearch.engine import Batch, SearchConfig, run_search
-from netsearch.genome import Floats
+from evaluation.files.archive import Archive
+from evaluation.records import Cost, ModelRecord
+from evaluation.workers.memory import _resident_bytes as resident_bytes
 from netsearch.searches import SEARCHES
-from netsearch.tables import TableProblem, nats_size, nb201
+from netsearch.searches.protocol import Batch, SearchConfig, run_search
+from netsearch.space.genome import Floats
+from tabular import TableProblem, nats_size, nb201
 
 POPULATION = 20
 EVERY = 250  # evaluations between two points

@@ -34,10 +34,10 @@ from pymoo.operators.sampling.rnd import IntegerRandomSampling
 from pymoo.optimize import minimize
 
 from evaluation.errors import InputError
-from netsearch.engine import Batch, SearchConfig, run_search
-from netsearch.genome import Floats, Genome
 from netsearch.searches import LABELS, SEARCHES
-from netsearch.tables import TableProblem, nats_size, nb201
+from netsearch.searches.protocol import Batch, SearchConfig, run_search
+from netsearch.space.genome import Floats, Genome
+from tabular import TableProblem, nats_size, nb201
 
 POPULATION = 20
 LONG, LONG_POPULATION = 4, 40  # plain NSGA-II with so many times the evaluations, for comparison

@@ -25,9 +25,9 @@ sys.path.insert(0, str(ROOT))
 from blocksearch.search import make_strategy  # noqa: E402
 from configs import FOLDER  # noqa: E402
 from configs.experiment import Config  # noqa: E402
-from evaluation.data import Dataset, Split  # noqa: E402
-from evaluation.memory import keep_freed_memory, peak_bytes  # noqa: E402
-from netsearch.genome import stages_for  # noqa: E402
+from evaluation.data.dataset import Dataset, Split  # noqa: E402
+from evaluation.workers.memory import keep_freed_memory, peak_bytes  # noqa: E402
+from netsearch.space.genome import stages_for  # noqa: E402
 
 DEFAULTS = [FOLDER / f"{name}.yaml" for name in ("quickstart", "cifar10_cpu", "cifar10")]
 WAYS = ("kept", "recomputed", "half the batch")

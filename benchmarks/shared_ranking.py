@@ -33,16 +33,26 @@ sys.path[:0] = [str(ROOT)]
 
 from blocksearch.ops import LIGHT_OPS  # noqa: E402
 from blocksearch.space import Cell, SearchSpace  # noqa: E402
-from evaluation.data import DataConfig, Dataset, load_dataset  # noqa: E402
-from evaluation.training import TrainConfig, accuracy, seeded_model, train  # noqa: E402
-from netsearch.genome import GenomeSpace, NetworkSpec, stages_for  # noqa: E402
-from netsearch.network import builder, predict_cost  # noqa: E402
-from netsearch.shared_training import (  # noqa: E402
+from evaluation.data.config import DataConfig  # noqa: E402
+from evaluation.data.dataset import Dataset, load_dataset  # noqa: E402
+from evaluation.training.loop import (  # noqa: E402
+    TrainConfig,
+    accuracy,
+    seeded_model,
+    train,
+)
+from netsearch.estimators.shared_training import (  # noqa: E402
     SharedWeightsConfig,
     score,
     train_shared,
 )
-from netsearch.shared_weights import SharedWeights  # noqa: E402
+from netsearch.estimators.shared_weights import SharedWeights  # noqa: E402
+from netsearch.space.genome import (  # noqa: E402
+    GenomeSpace,
+    NetworkSpec,
+    stages_for,
+)
+from netsearch.space.network import builder, predict_cost  # noqa: E402
 
 PROXY_SEEDS = (0, 1)
 SIZE_STEPS = 8  # networks are spread evenly over so many sizes, from the least to the largest

@@ -16,17 +16,14 @@ from typing import Annotated, Any
 import typer
 
 from configs import FOLDER
-from evaluation.data import worker_dataset
-from evaluation.parallel import Workers
-from evaluation.pareto import Box
+from evaluation.data.dataset import worker_dataset
+from evaluation.files.run_folder import RunFolder
+from evaluation.pareto.front import Box
 from evaluation.records import ModelRecord
-from evaluation.run_folder import RunFolder
+from evaluation.workers.pool import Workers
+from netsearch.estimators.shared_training import SHARED_STAGE, score
+from netsearch.estimators.shared_weights import SharedWeights
 from netsearch.search import Ranking
-from netsearch.shared_training import (
-    SHARED_STAGE,
-    score,
-)
-from netsearch.shared_weights import SharedWeights
 from run_pipeline import Config, Pipeline
 
 SETTINGS = (

@@ -34,7 +34,7 @@ from typing import Annotated
 import torch
 import typer
 
-from evaluation.checkpoint import DIGEST_BYTES, FORMAT
+from evaluation.training.checkpoint import DIGEST_BYTES, FORMAT
 
 ROOT = Path(__file__).parents[1]
 TINY = (

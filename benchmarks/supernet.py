@@ -33,18 +33,17 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from textbook import TextbookSupernet  # noqa: E402
-
-from blocksearch import kernels  # noqa: E402
 from blocksearch.engine import SearchSetup, WeightConfig  # noqa: E402
+from blocksearch.kernels import compiled  # noqa: E402
 from blocksearch.ops import DARTS_OPS  # noqa: E402
 from blocksearch.relaxation import Gates  # noqa: E402
 from blocksearch.space import SearchSpace  # noqa: E402
 from blocksearch.strategies.darts import Darts  # noqa: E402
-from blocksearch.supernet import Supernet  # noqa: E402
-from evaluation.graphs import CapturedStep, graphs_for  # noqa: E402
-from evaluation.memory import keep_freed_memory, peak_bytes  # noqa: E402
-from evaluation.training import Precision, uses_bfloat16  # noqa: E402
+from blocksearch.supernet.supernet import Supernet  # noqa: E402
+from evaluation.training.cuda_graphs import CapturedStep, graphs_for  # noqa: E402
+from evaluation.training.loop import Precision, uses_bfloat16  # noqa: E402
+from evaluation.workers.memory import keep_freed_memory, peak_bytes  # noqa: E402
+from textbook import TextbookSupernet  # noqa: E402
 
 WEIGHTS = WeightConfig(
     learning_rate=0.025,
@@ -223,7 +222,7 @@ def compare(
         "warm_up_s": warm_up_s,
         "capture_s": capture_s,
         "precision": precision,  # ours; the textbook and the rate are in float32
-        "kernels": device == "cpu" and kernels.fits(torch.empty(1, channels, 1, 1)),
+        "kernels": device == "cpu" and compiled.fits(torch.empty(1, channels, 1, 1)),
         "channels": channels,
         "cells": cells,
         "batch": batch,

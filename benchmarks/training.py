@@ -1,4 +1,4 @@
-"""How fast a network trains: the textbook loop against `evaluation.training`, on this machine.
+"""How fast a network trains: the textbook loop against `evaluation.training.loop`, on this machine.
 
 `python benchmarks/training.py [--device cpu|cuda] [--json]` trains DARTS_V2 (Liu, Simonyan, Yang
 2019, https://arxiv.org/abs/1806.09055) on random images of CIFAR-10's shape. Each side lives in a
@@ -26,13 +26,19 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from blocksearch.space import Cell, Edge  # noqa: E402
-from evaluation.cost import measure_cost  # noqa: E402
-from evaluation.data import AugmentConfig, Split, batches  # noqa: E402
-from evaluation.graphs import CapturedStep, graphs_for  # noqa: E402
-from evaluation.memory import keep_freed_memory  # noqa: E402
-from evaluation.training import TrainConfig, WeightUpdate, seeded_model  # noqa: E402
-from netsearch.genome import NetworkSpec, Stage  # noqa: E402
-from netsearch.network import builder  # noqa: E402
+from evaluation.cost.counts import measure_cost  # noqa: E402
+from evaluation.data.batches import batches  # noqa: E402
+from evaluation.data.config import AugmentConfig  # noqa: E402
+from evaluation.data.dataset import Split  # noqa: E402
+from evaluation.training.cuda_graphs import CapturedStep, graphs_for  # noqa: E402
+from evaluation.training.loop import (  # noqa: E402
+    TrainConfig,
+    WeightUpdate,
+    seeded_model,
+)
+from evaluation.workers.memory import keep_freed_memory  # noqa: E402
+from netsearch.space.genome import NetworkSpec, Stage  # noqa: E402
+from netsearch.space.network import builder  # noqa: E402
 
 NORMAL = (
     (("sep_conv_3x3", 0), ("sep_conv_3x3", 1)),
@@ -85,7 +91,7 @@ def production_network(task: Task) -> nn.Module:
 
 
 def production(task: Task) -> Iterator[None]:
-    """Train as `evaluation.training.train` does; yield after every step."""
+    """Train as `evaluation.training.loop.train` does; yield after every step."""
     keep_freed_memory()
     split = random_split().to(task.device)
     model = seeded_model(lambda: production_network(task), 0, task.device).train()

@@ -17,14 +17,14 @@ from blocksearch import nas_bench_201
 from blocksearch.config import Search
 from blocksearch.engine import Cells
 from blocksearch.search import SearchContext, SearchResult, build_supernet
-from blocksearch.supernet import Supernet
-from evaluation.data import worker_dataset
+from blocksearch.supernet.supernet import Supernet
+from evaluation.data.dataset import worker_dataset
 from evaluation.errors import InputError
-from evaluation.metrics import read_metrics
-from evaluation.parallel import Workers
+from evaluation.files.events import read_metrics
 from evaluation.records import ModelRecord
-from evaluation.retrain import RetrainConfig, Trial, retrain_all
-from evaluation.training import TrainingContext
+from evaluation.training.loop import TrainingContext
+from evaluation.training.retrain import RetrainConfig, Trial, retrain_all
+from evaluation.workers.pool import Workers
 
 RANDOM = "random"
 TABLES_VARIABLE = "PARETOBLOCKS_DATA"

@@ -14,7 +14,7 @@ from blocksearch.engine import WeightConfig
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS, OPS
 from blocksearch.space import MOST_NODES, SearchSpace
 from blocksearch.strategies import STRATEGIES
-from evaluation.training import MOST_COUNTED, Precision
+from evaluation.training.loop import MOST_COUNTED, Precision
 
 OP_SETS = {"darts": DARTS_OPS, "light": LIGHT_OPS}
 MOST_SEARCHES, MOST_CHANNELS, MOST_CELLS = 1000, 4096, 100

@@ -10,15 +10,17 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from blocksearch.forms import Form
 from blocksearch.relaxation import Gates, one_hot_gates
 from blocksearch.space import Cell
-from blocksearch.supernet import Supernet
-from evaluation.bounded import MOST_NUMBER
-from evaluation.checkpoint import Checkpoint, Position, Stateful
-from evaluation.data import AugmentConfig, Split, batches, cycle
-from evaluation.graphs import CapturedStep, graphs_for
-from evaluation.training import EVALUATION_BATCH, TrainingError, cosine, epoch_generator
+from blocksearch.supernet.forms import Form
+from blocksearch.supernet.supernet import Supernet
+from evaluation.data.batches import batches, cycle
+from evaluation.data.config import AugmentConfig
+from evaluation.data.dataset import Split
+from evaluation.files.bounded import MOST_NUMBER
+from evaluation.training.checkpoint import Checkpoint, Position, Stateful
+from evaluation.training.cuda_graphs import CapturedStep, graphs_for
+from evaluation.training.loop import EVALUATION_BATCH, TrainingError, cosine, epoch_generator
 
 Batch = tuple[Tensor, Tensor]
 Cells = dict[str, Cell]  # one cell per kind

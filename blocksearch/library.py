@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from blocksearch.cells import DiscreteCell
 from blocksearch.space import KINDS, REDUCTION, Cell
-from evaluation.cost import measure_cost
+from blocksearch.supernet.cells import DiscreteCell
+from evaluation.cost.counts import measure_cost
 from evaluation.errors import InputError
-from evaluation.manifest import checked_name
-from evaluation.records import Cost, read_json, write_json
+from evaluation.files.atomic import read_json, write_json
+from evaluation.records import Cost, checked_name
 
 REFERENCE_CHANNELS = 16
 

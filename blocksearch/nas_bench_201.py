@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from blocksearch.space import NORMAL, Cell, Edge, SearchSpace
-from blocksearch.stack import PlacedCell, Stack
-from evaluation.bounded import read_bounded
+from blocksearch.supernet.stack import PlacedCell, Stack
 from evaluation.errors import InputError
+from evaluation.files.bounded import read_bounded
 
 OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 SPACE = SearchSpace(

@@ -82,7 +82,7 @@ class OneBitConv2d(GridConv2d):
     Attributes:
         scale: One number per output channel, of which the absolute value counts; it starts at
             mean |weight|, where the reconstruction error is smallest.
-        one_bit_weight: Tells `evaluation.cost` what kind of layer this is.
+        one_bit_weight: Tells `evaluation.cost.counts` what kind of layer this is.
         one_bit_input: Whether the inputs become signs; else they are used as they are.
     """
 

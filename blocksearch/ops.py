@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from blocksearch.convolution import GridConv2d
 from blocksearch.one_bit import BODIES, OneBitReduce, OneBitUnit
-from evaluation.cost import measure_cost
+from evaluation.cost.counts import measure_cost
 from evaluation.records import Cost
 
 SHUFFLE_GROUPS = 4

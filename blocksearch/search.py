@@ -17,19 +17,20 @@ from blocksearch.engine import (
     search,
     shared_weight_accuracy,
 )
-from blocksearch.forms import PLAIN, Form
 from blocksearch.library import BlockLibrary, FoundCell
 from blocksearch.space import Cell, base_kind
 from blocksearch.strategies import STRATEGIES
-from blocksearch.supernet import Supernet
-from evaluation.checkpoint import Checkpoint
-from evaluation.data import DataConfig, Dataset, worker_dataset
+from blocksearch.supernet.forms import PLAIN, Form
+from blocksearch.supernet.supernet import Supernet
+from evaluation.data.config import DataConfig
+from evaluation.data.dataset import Dataset, worker_dataset
 from evaluation.errors import InputError, reason_of
-from evaluation.memory import out_of_memory, peak_bytes, release_memory, require_room
-from evaluation.metrics import MetricsLog
-from evaluation.parallel import WorkerDied, Workers, run_tasks
-from evaluation.records import read_json, write_json
-from evaluation.training import TrainingError, uses_bfloat16
+from evaluation.files.atomic import read_json, write_json
+from evaluation.files.events import MetricsLog
+from evaluation.training.checkpoint import Checkpoint
+from evaluation.training.loop import TrainingError, uses_bfloat16
+from evaluation.workers.memory import out_of_memory, peak_bytes, release_memory, require_room
+from evaluation.workers.pool import WorkerDied, Workers, run_tasks
 
 
 @dataclass(frozen=True)

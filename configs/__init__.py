@@ -11,8 +11,8 @@ from typing import Any
 
 from configs.keys import Table
 from configs.values import apply, parse, settle
-from evaluation.bounded import MOST_CONFIG_BYTES, read_bounded
 from evaluation.errors import InputError
+from evaluation.files.bounded import MOST_CONFIG_BYTES, read_bounded
 
 FOLDER = Path(__file__).parent
 MARKS = {  # at the beginning of a file; that of UTF-32 begins as that of UTF-16

@@ -13,10 +13,10 @@ from blocksearch.strategies import STRATEGIES
 from configs import read_config
 from configs.keys import Table, swept, table_of
 from configs.problems import told
-from evaluation.data import DataConfig
+from evaluation.data.config import DataConfig
 from evaluation.errors import InputError
-from evaluation.parallel import WorkersConfig
-from evaluation.retrain import RetrainConfig
+from evaluation.training.retrain import RetrainConfig
+from evaluation.workers.pool import WorkersConfig
 from netsearch.config import NetSearchConfig
 
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from configs.keys import Table, Value, either, find, nearest
-from evaluation.bounded import Written
+from evaluation.files.bounded import Written
 
 MOST_TOLD, LONGEST = 20, 80  # problems; characters of a value
 

@@ -3,9 +3,9 @@
 from typing import Any
 
 from configs.keys import Kind, Table, Value, find
-from evaluation.amounts import read_number, read_whole
-from evaluation.bounded import Written, parse_yaml
 from evaluation.errors import InputError
+from evaluation.files.bounded import Written, parse_yaml
+from evaluation.terminal.amounts import read_number, read_whole
 
 LONGEST = 200  # characters of a change that an error repeats
 READERS = {"whole": read_whole, "number": read_number}

@@ -58,3 +58,9 @@ def not_installed(extra: str, needed_for: str) -> InputError:
     return InputError(
         f"{needed_for}: the extra {extra!r} is not installed; pip install 'paretoblocks[{extra}]'"
     )
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise an InputError with `message` unless `condition` holds."""
+    if not condition:
+        raise InputError(message)

@@ -1,23 +1,15 @@
-"""Cost and ModelRecord, the plain data of one evaluated network, and the append-only archive."""
+"""Cost and ModelRecord: the plain data of one evaluated network."""
 
-import hashlib
-import json
 import math
-import os
+import re
 import statistics
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, Self, get_args
-
-from evaluation.bounded import MOST_JSON_BYTES, MOST_LOG_BYTES, parse_json, read_bounded
-from evaluation.errors import InputError, naming
-from evaluation.manifest import check, checked_name, enlist, salt_of, sealed, unsealed
 
 CostName = Literal["params", "flops", "bits", "latency_ms"]
 LARGEST_COUNT = 2**63
 COST_NAMES: tuple[str, ...] = get_args(CostName)  # what `Cost.count` knows
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,199}")  # an id, fit for the name of a file
 
 
 @dataclass(frozen=True)
@@ -119,6 +111,23 @@ class ModelRecord:
         """Return a copy that carries the test accuracies of `seeds`, and no failure."""
         return replace(self, test_accuracy=test_accuracy, seeds=seeds, failure=None)
 
+    def row(self) -> dict[str, Any]:
+        """Return what `front --json` and `pick --json` say of a model."""
+        cost = self.cost
+        bits = {"bit_ops": cost.bit_ops, "model_bits": cost.model_bits} if cost.bit_params else {}
+        return {
+            "id": self.id,
+            "params": cost.params,
+            "flops": cost.flops,
+            "latency_ms": cost.latency_ms,
+            "valid_accuracy": self.valid_accuracy,
+            "test_accuracy": self.test_accuracy_mean,
+            "test_accuracy_std": self.test_accuracy_std,
+            "seeds": list(self.seeds),
+            "genome": list(self.genome),
+            "blocks": list(self.blocks),
+        } | bits
+
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data."""
         return {**asdict(self), "cost": self.cost.to_json()}
@@ -163,76 +172,6 @@ class ModelRecord:
         return record
 
 
-class Archive:
-    """Every network evaluated so far, by id: a JSON-lines file that is only ever appended to.
-
-    In the folder of a run each line ends with a check of itself, see `evaluation.manifest`.
-    """
-
-    def __init__(self, path: Path):
-        """Read what is there.
-
-        A last line without its newline is what a kill in mid-write leaves; the next record
-        overwrites it. Any other unreadable line is damage and refused.
-
-        Raises:
-            InputError: If a line is damaged or another archive's; the message says which.
-        """
-        self.path = path
-        self._salt = salt_of(path)
-        self._records: dict[str, ModelRecord] = {}
-        self._size = 0  # bytes of whole lines
-        if not path.exists():
-            return
-        text = read_bounded(path, MOST_LOG_BYTES)
-        complete = text[: text.rfind(b"\n") + 1]
-        for number, line in enumerate(complete.splitlines(), start=1):
-            try:
-                record = ModelRecord.from_json(unsealed(line, self._salt))
-                if record.id in self._records:
-                    raise ValueError(f"network {record.id} stands there twice")
-            except ValueError as error:
-                raise InputError(
-                    f"{path}: line {number} is damaged ({error}); "
-                    "delete that line, and pareto.json, to have its network evaluated again"
-                ) from error
-            self._records[record.id] = record
-        self._size = len(complete)
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __iter__(self) -> Iterator[ModelRecord]:
-        return iter(self._records.values())
-
-    def get(self, id: str) -> ModelRecord | None:
-        """Return the record of a network, None when it was never evaluated."""
-        return self._records.get(id)
-
-    def add(self, record: ModelRecord) -> None:
-        """Append a record and force it to disk.
-
-        Raises:
-            ValueError: If the network is in the archive already.
-            InputError: If lines have gone that were there before.
-            OSError: If there is no room; what was written of the line does not count.
-        """
-        if record.id in self._records:
-            raise ValueError(f"network {record.id} is in the archive already")
-        line = sealed(record.to_json(), self._salt) + b"\n"
-        with naming(self.path), self.path.open("ab") as file:
-            if file.tell() < self._size:  # to truncate it would fill it up with zeros
-                raise InputError(
-                    f"{self.path}: was cut short or replaced while the run was at work"
-                )
-            file.truncate(self._size)
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-        self._size += len(line)
-        self._records[record.id] = record
-
-
 @dataclass(frozen=True)
 class Measured:
     """What was measured of a whole network, at batch 1.
@@ -270,60 +209,15 @@ class Measured:
         return measured
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a whole file under a temporary name, force it to disk, then rename it into place.
+def checked_name(name: object) -> str:
+    """Return an id that may become the name of a file.
 
     Raises:
-        OSError: If it cannot be written; what was there stays. A folder that has gone is not made
-            again, since a run would go on in one that lacks everything else.
+        ValueError: If it is none: no text, too long, or with other characters.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with naming(path):
-        try:
-            with temporary.open("wb") as file:
-                file.write(data.encode() if isinstance(data, str) else data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink()  # a part of it fills a full disk for nothing
-            raise
-
-
-def write_listed(path: Path, data: bytes | str) -> None:
-    """Write a whole file atomically; in the folder of a run, list it in the manifest before."""
-    data = data.encode() if isinstance(data, str) else data
-    enlist(path, hashlib.sha256(data).hexdigest())
-    write_atomic(path, data)
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write indented JSON as `write_listed` does; equal data gives equal bytes."""
-    write_listed(path, json_text(data))
-
-
-def json_text(data: Any) -> str:
-    """Return what `write_json` writes."""
-    return json.dumps(data, indent=1) + "\n"
-
-
-def read_json(path: Path, *, listed: bool = True) -> Any:
-    """Read a JSON file.
-
-    Args:
-        path: The file.
-        listed: Whether one in the folder of a run must be as the run wrote it; for the files that
-            a person puts there it need not.
-
-    Raises:
-        InputError: If it is missing, unreadable, not JSON, or not what the run wrote.
-    """
-    try:
-        if listed:
-            check(path)
-        return parse_json(read_bounded(path, MOST_JSON_BYTES))
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected a readable JSON file: {error}") from error
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ValueError(
+            f"expected a name of letters, digits and _.=+- that begins with none of .=+-, "
+            f"got {name!r:.200}"
+        )
+    return name

@@ -5,14 +5,14 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from blocksearch.config import MOST_CELLS, MOST_CHANNELS
-from evaluation.bounded import MOST_COUNT, MOST_NUMBER
-from evaluation.pareto import Budgets
+from evaluation.files.bounded import MOST_COUNT, MOST_NUMBER
+from evaluation.pareto.front import Budgets
 from evaluation.records import CostName
-from evaluation.training import TrainConfig
-from netsearch.engine import SearchConfig
-from netsearch.estimate import proxy_epochs
+from evaluation.training.loop import TrainConfig
+from netsearch.estimators.proxy import proxy_epochs
+from netsearch.estimators.shared_training import SharedWeightsConfig
 from netsearch.searches.halving import fidelities
-from netsearch.shared_training import SharedWeightsConfig
+from netsearch.searches.protocol import SearchConfig
 
 
 class NetSearchConfig(SearchConfig):

@@ -10,21 +10,22 @@ from scipy.stats import kendalltau
 
 from blocksearch.library import BlockLibrary
 from blocksearch.space import NORMAL, REDUCTION, SearchSpace
+from evaluation.cost.latency import DeviceLatencies
 from evaluation.errors import InputError
-from evaluation.latency import DeviceLatencies
-from evaluation.parallel import Workers, run_tasks
-from evaluation.pareto import Box, objectives, pareto_set, spread
-from evaluation.records import COST_NAMES, Archive, ModelRecord
-from evaluation.training import TrainingContext
+from evaluation.files.archive import Archive
+from evaluation.pareto.front import Box, objectives, pareto_set, spread
+from evaluation.records import COST_NAMES, ModelRecord
+from evaluation.training.loop import TrainingContext
+from evaluation.workers.pool import Workers, run_tasks
 from netsearch.config import NetSearchConfig
-from netsearch.engine import Batch, run_search
-from netsearch.estimate import Evaluator, ProxyTraining, SharedScoring, proxy_epochs
-from netsearch.genome import Floats, GenomeSpace, stages_for
-from netsearch.latency import LatencyTable
-from netsearch.network import least_cells
-from netsearch.problem import NetworkProblem
+from netsearch.estimators.proxy import Evaluator, ProxyTraining, SharedScoring, proxy_epochs
+from netsearch.estimators.shared_training import SharedContext, train_shared_weights
 from netsearch.searches import LABELS, SEARCHES
-from netsearch.shared_training import SharedContext, train_shared_weights
+from netsearch.searches.protocol import Batch, run_search
+from netsearch.space.genome import Floats, GenomeSpace, stages_for
+from netsearch.space.latency_table import LatencyTable
+from netsearch.space.network import least_cells
+from netsearch.space.problem import NetworkProblem
 
 EARLY_COUNTS = ("params", "flops")  # of which the least is known before the blocks are
 

@@ -14,20 +14,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import netsearch.estimate
+import netsearch.estimators.proxy
 from blocksearch.ops import LIGHT_OPS
 from blocksearch.space import SearchSpace
-from blocksearch.stack import Stack
-from evaluation.data import DataConfig
-from evaluation.parallel import Workers
-from evaluation.pareto import Budgets
-from evaluation.records import Archive, ModelRecord
-from evaluation.training import TrainConfig, TrainingContext
-from netsearch.engine import Batch, SearchConfig, run_search
-from netsearch.estimate import Evaluator, ProxyTraining
-from netsearch.genome import Floats, Genome, GenomeSpace
-from netsearch.problem import NetworkProblem
+from blocksearch.supernet.stack import Stack
+from evaluation.data.config import DataConfig
+from evaluation.files.archive import Archive
+from evaluation.pareto.front import Budgets
+from evaluation.records import ModelRecord
+from evaluation.training.loop import TrainConfig, TrainingContext
+from evaluation.workers.pool import Workers
+from netsearch.estimators.proxy import Evaluator, ProxyTraining
 from netsearch.searches import SEARCHES
+from netsearch.searches.protocol import Batch, SearchConfig, run_search
+from netsearch.space.genome import Floats, Genome, GenomeSpace
+from netsearch.space.problem import NetworkProblem
 
 SHAPE, CLASSES = (1, 8, 8), 10
 SPACE = GenomeSpace(
@@ -86,7 +87,7 @@ def replace_training(
         calls.append((record.id, context.recipe.epochs))
         return estimate(record, build, context)
 
-    monkeypatch.setattr(netsearch.estimate, "estimate", answer)
+    monkeypatch.setattr(netsearch.estimators.proxy, "estimate", answer)
     return calls
 
 

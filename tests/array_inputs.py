@@ -1,9 +1,9 @@
 """The sets of the rows of docs/inputs.md on array files, and on any set."""
 
 import numpy as np
-from pictures import case, counts, folder_config, holds
 
-from evaluation.data import DataConfig
+from evaluation.data.config import DataConfig
+from pictures import case, counts, folder_config, holds
 
 
 def part(maker, name, count=4):

@@ -2,18 +2,21 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from blocksearch import kernels
 from blocksearch.engine import Batch, SearchSetup, WeightConfig
-from blocksearch.forms import PLAIN, Form
+from blocksearch.kernels import compiled
 from blocksearch.space import SearchSpace
-from blocksearch.supernet import Supernet
-from evaluation.data import Split
+from blocksearch.supernet.forms import PLAIN, Form
+from blocksearch.supernet.supernet import Supernet
+from evaluation.data.dataset import Split
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 SIDE_PX = 8
 PERIOD_PX = 3
@@ -32,7 +35,7 @@ def one_thread() -> None:
 @pytest.fixture
 def needs_kernels() -> None:
     """Skip where there is no C compiler."""
-    if not kernels.fits(torch.empty(1, 4, 1, 1)):
+    if not compiled.fits(torch.empty(1, 4, 1, 1)):
         pytest.skip("no compiled kernels")
 
 

@@ -15,38 +15,41 @@ import yaml
 from PIL import Image
 
 from blocksearch.library import BlockLibrary, FoundCell
-from blocksearch.lookup_graph import LookupGraph
 from blocksearch.nas_bench_201 import read_rows
 from blocksearch.ops import LIGHT_OPS
 from blocksearch.search import _read_result as read_blocks
 from blocksearch.space import KINDS, SearchSpace
 from configs import FOLDER
 from configs.experiment import Config
-from evaluation.bounded import MOST_LOG_BYTES, read_bounded
-from evaluation.checkpoint import DIGEST_BYTES, Checkpoint, Position
-from evaluation.checkpoint import FORMAT as CHECKPOINT
+from evaluation.cost.latency import DeviceLatencies
+from evaluation.cost.paretoblocks_latency import FORMAT, LatencyError, time_file
+from evaluation.data.config import DataConfig
+from evaluation.data.pictures import read_image
+from evaluation.data.preprocessing import Preprocessing
+from evaluation.data.sources import read_source
+from evaluation.deploy.onnx_files import onnx_session
 from evaluation.errors import InputError
-from evaluation.latency import DeviceLatencies
-from evaluation.manifest import MANIFEST, Manifest, digest_of, entry, first_line
-from evaluation.measurement import Measurements
-from evaluation.metrics import epochs_and_warnings
-from evaluation.onnx_files import onnx_session
-from evaluation.pareto import Box
-from evaluation.paretoblocks_latency import FORMAT, LatencyError, time_file
-from evaluation.pictures import read_image
-from evaluation.preprocessing import Preprocessing
-from evaluation.records import Archive, Cost, Measured, ModelRecord, write_json
-from evaluation.retrain import _read_result as read_seed
-from evaluation.run_folder import Facts, RunFolder
-from evaluation.sources import DataConfig, read_source
-from evaluation.training import seeded_model
-from evaluation.weights import save_weights
-from netsearch.genome import GenomeSpace, NetworkSpec, Stage
-from netsearch.latency import LatencyTable
-from netsearch.members import Members
-from netsearch.saved import Description, load_network
+from evaluation.files.archive import Archive
+from evaluation.files.atomic import write_json
+from evaluation.files.bounded import MOST_LOG_BYTES, read_bounded
+from evaluation.files.events import epochs_and_warnings
+from evaluation.files.manifest import MANIFEST, Manifest, digest_of, entry, first_line
+from evaluation.files.run_folder import Facts, RunFolder
+from evaluation.pareto.front import Box
+from evaluation.records import Cost, Measured, ModelRecord
+from evaluation.training.checkpoint import DIGEST_BYTES, Checkpoint, Position
+from evaluation.training.checkpoint import FORMAT as CHECKPOINT
+from evaluation.training.loop import seeded_model
+from evaluation.training.retrain import _read_result as read_seed
+from evaluation.training.weights import save_weights
+from lookup_graph import LookupGraph
+from netsearch.estimators.shared_weights import SharedWeights
+from netsearch.members.measurement import Measurements
+from netsearch.members.members import Members
+from netsearch.members.saved import Description, load_network
 from netsearch.search import Outcome, Ranking
-from netsearch.shared_weights import SharedWeights
+from netsearch.space.genome import GenomeSpace, NetworkSpec, Stage
+from netsearch.space.latency_table import LatencyTable
 
 CELL = SearchSpace(LIGHT_OPS, nodes=2)
 CELLS = {name: CELL.random_cell(random.Random(seed)) for seed, name in enumerate(("n0", "r0"))}

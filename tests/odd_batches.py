@@ -7,9 +7,9 @@ import torch
 from blocksearch.ops import LIGHT_OPS
 from blocksearch.relaxation import Gates
 from blocksearch.space import Cell, Edge, SearchSpace
-from blocksearch.stack import PlacedCell, Stack
-from blocksearch.supernet import Supernet
-from evaluation.baselines import ResNet
+from blocksearch.supernet.stack import PlacedCell, Stack
+from blocksearch.supernet.supernet import Supernet
+from published import ResNet
 
 SHAPE, CLASSES = (3, 8, 8), 4
 # Every edge from an input halves the resolution by a skip connection.

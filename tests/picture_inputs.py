@@ -1,8 +1,9 @@
 """The sets of the rows of docs/inputs.md on pictures."""
 
 import numpy as np
-from pictures import all_images, case, deep_png, folder_config, holds
 from PIL import Image
+
+from pictures import all_images, case, deep_png, folder_config, holds
 
 EXIF_TURNED = 0x0112
 

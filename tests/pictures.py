@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from evaluation.data import DataConfig
+from evaluation.data.config import DataConfig
 
 SIDE_PX = 8
 CASES = {}  # row of docs/inputs.md -> what makes its set

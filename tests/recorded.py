@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from evaluation.graphs import Outputs, Replay
+from evaluation.training.cuda_graphs import Outputs, Replay
 
 
 class RecordedGraphs:
-    """Stands for `evaluation.graphs.CudaGraphs`.
+    """Stands for `evaluation.training.cuda_graphs.CudaGraphs`.
 
     Attributes:
         ran: Steps that ran eagerly under it.

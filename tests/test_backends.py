@@ -15,15 +15,15 @@ import time
 from pathlib import Path
 
 import pytest
-import tiny_run
 from rich.console import Console
 
+import tiny_run
 from configs import FOLDER
-from evaluation import clusters
 from evaluation.errors import InputError
-from evaluation.parallel import ONE_WORKER, WorkerDied, Workers, WorkersConfig, run_tasks
-from evaluation.run_folder import RunFolder
-from evaluation.tasks import gpu_of
+from evaluation.files.run_folder import RunFolder
+from evaluation.workers import clusters
+from evaluation.workers.pool import ONE_WORKER, WorkerDied, Workers, WorkersConfig, run_tasks
+from evaluation.workers.task import gpu_of
 from run_pipeline import Config, Pipeline
 
 ROOT = Path(__file__).parents[1]
@@ -378,7 +378,7 @@ def test_slots_take_gpus_in_turn_however_a_launcher_rotated_them():
 
 def test_each_worker_of_a_machine_has_a_gpu_and_its_end_frees_it(tmp_path):
     script = (
-        "import os, sys; from evaluation.tasks import take_gpu; take_gpu();"
+        "import os, sys; from evaluation.workers.task import take_gpu; take_gpu();"
         "print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); sys.stdin.read()"
     )
 

@@ -12,21 +12,19 @@ from torch import nn
 
 from blocksearch.ops import LIGHT_OPS
 from blocksearch.space import SearchSpace
-from evaluation.baselines import WIDTHS, MobileNetV2, ResNet, mobilenet_near, resnet_near
-from evaluation.cost import measure_cost
-from evaluation.preprocessing import Preprocessing
+from evaluation.cost.counts import measure_cost
+from evaluation.data.preprocessing import Preprocessing
 from evaluation.records import Cost, ModelRecord
-from netsearch.baselines import (
-    DARTS_V2,
+from evaluation.training.ready_made import WIDTHS, MobileNetV2, mobilenet_near
+from netsearch.members.baselines import (
     baseline_trials,
-    darts_v2,
-    darts_v2_near,
     fitted,
     random_twin,
     uniform_spec,
 )
-from netsearch.genome import NetworkSpec, Stage
-from netsearch.network import predict_cost
+from netsearch.space.genome import NetworkSpec, Stage
+from netsearch.space.network import predict_cost
+from published import DARTS_V2, ResNet, darts_v2, darts_v2_near, resnet_near
 
 CELLS = SearchSpace(LIGHT_OPS, nodes=2)
 SPEC = NetworkSpec((Stage("n1", 2, 16), Stage("n0", 1, 32)), ("r0",))

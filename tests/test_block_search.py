@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-import evaluation.checkpoint
+import evaluation.training.checkpoint
 from blocksearch.config import BlockSearchConfig
 from blocksearch.library import BlockLibrary
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS
@@ -19,11 +19,12 @@ from blocksearch.search import (
     search_blocks,
 )
 from blocksearch.space import KINDS
-from evaluation.checkpoint import Checkpoint
-from evaluation.data import DataConfig, load_dataset
+from evaluation.data.config import DataConfig
+from evaluation.data.dataset import load_dataset
 from evaluation.errors import InputError
-from evaluation.metrics import read_metrics
-from evaluation.parallel import Workers
+from evaluation.files.events import read_metrics
+from evaluation.training.checkpoint import Checkpoint
+from evaluation.workers.pool import Workers
 
 DIGITS = DataConfig(name="digits", max_train_images=120)
 
@@ -181,7 +182,7 @@ def test_a_search_killed_in_mid_epoch_finds_what_the_unbroken_one_finds(tmp_path
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation.checkpoint, "EVERY_S", 0.0)
+        patch.setattr(evaluation.training.checkpoint, "EVERY_S", 0.0)
         patch.setattr(Checkpoint, "save", mortal)
         with pytest.raises(Killed):
             run_search(search, killed)
@@ -211,7 +212,7 @@ def test_the_seconds_of_an_epoch_that_a_kill_cut_in_two_are_not_logged(tmp_path,
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation.checkpoint, "EVERY_S", 0.0)
+        patch.setattr(evaluation.training.checkpoint, "EVERY_S", 0.0)
         patch.setattr(Checkpoint, "save", mortal)
         with pytest.raises(Killed):
             run_search(search, cut)

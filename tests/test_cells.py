@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from blocksearch import fused, kernels
-from blocksearch.cell_plan import CellPlan
-from blocksearch.cells import CellInputs, DiscreteCell, MixedCell
+from blocksearch.kernels import compiled, fused
+from blocksearch.kernels.plan import CellPlan
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS, Op, Zero
 from blocksearch.relaxation import Gates, one_hot_gates
 from blocksearch.space import KINDS, Cell, SearchSpace
+from blocksearch.supernet.cells import CellInputs, DiscreteCell, MixedCell
 
 CHANNELS = 8
 IN_CHANNELS = (6, 12)
@@ -128,7 +128,7 @@ def test_an_inactive_op_does_not_run_and_gets_no_gradient(plain, monkeypatch, re
         active[1][at] = True
     active[0] = True  # another kind's mask must not matter
     weight = torch.rand(2, 5, 4, dtype=torch.float64)
-    with kernels.plain_path() if plain else nullcontext():
+    with compiled.plain_path() if plain else nullcontext():
         mixed(*states(halve_first=False), Gates(weight, active), 1).square().sum().backward()
     assert sorted(ran) == chosen  # each once
     for op, at in place.items():

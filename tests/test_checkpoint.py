@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import evaluation.checkpoint
-from evaluation.checkpoint import EVERY_S, FORMAT, Checkpoint, Position, State
-from evaluation.cost import count_params
-from evaluation.data import AugmentConfig, Split, batches, cycle
+import evaluation.training.checkpoint
+from evaluation.cost.counts import count_params
+from evaluation.data.batches import batches, cycle
+from evaluation.data.config import AugmentConfig
+from evaluation.data.dataset import Split
 from evaluation.errors import InputError
-from evaluation.training import TrainConfig, TrainingError, WeightUpdate, seeded_model, train
+from evaluation.training.checkpoint import EVERY_S, FORMAT, Checkpoint, Position, State
+from evaluation.training.loop import TrainConfig, TrainingError, WeightUpdate, seeded_model, train
 
 IMAGES, BATCH, EPOCHS = 26, 4, 2  # 6 steps an epoch; 2 images are left out of each
 STEPS = IMAGES // BATCH
@@ -108,7 +110,7 @@ def killer(steps: int) -> Callable[[], None]:
 
 @pytest.fixture
 def every_step(monkeypatch):
-    monkeypatch.setattr(evaluation.checkpoint, "EVERY_S", 0.0)
+    monkeypatch.setattr(evaluation.training.checkpoint, "EVERY_S", 0.0)
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.8])
@@ -167,7 +169,7 @@ def test_a_checkpoint_is_written_when_a_minute_is_over_and_at_the_end_of_an_epoc
     assert EVERY_S == 60.0
     assert written == [(0, 3), (0, 6), (1, 0), (1, 3), (1, 6), (2, 0)]
     written.clear()
-    monkeypatch.setattr(evaluation.checkpoint, "EVERY_S", 101.0)
+    monkeypatch.setattr(evaluation.training.checkpoint, "EVERY_S", 101.0)
     (tmp_path / "y").mkdir()
     trained(Checkpoint(tmp_path / "y" / "x.ckpt", clock=lambda: now[0]), tick)
     assert written == [(0, 5), (1, 0), (1, 5), (2, 0)]
@@ -265,7 +267,7 @@ def test_a_kill_in_the_midst_of_writing_leaves_the_last_checkpoint(tmp_path, mon
     checkpoint = Checkpoint(tmp_path / "x.ckpt")
     saved(checkpoint, 1.0, 2.0)
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation.checkpoint, "write_atomic", full)
+        patch.setattr(evaluation.training.checkpoint, "write_atomic", full)
         for _ in range(2):
             with pytest.raises(OSError, match="No space"):
                 saved(checkpoint, 3.0)

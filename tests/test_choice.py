@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-from evaluation.choice import Wishes, choose
 from evaluation.errors import InputError
-from evaluation.pareto import Budgets
+from evaluation.pareto.choice import Wishes, choose
+from evaluation.pareto.front import Budgets
 from evaluation.records import Cost, ModelRecord
 
 

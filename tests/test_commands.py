@@ -7,22 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_run
 import torch
 import yaml
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
+import tiny_run
 from configs import FOLDER
 from configs.experiment import Config
-from evaluation.data import batches
+from evaluation.cost.paretoblocks_latency import main as measure_on_device
+from evaluation.data.batches import batches
+from evaluation.deploy.onnx_files import run_onnx
 from evaluation.errors import InputError
-from evaluation.onnx_files import run_onnx
-from evaluation.paretoblocks_latency import main as measure_on_device
-from evaluation.records import read_json, write_json
-from evaluation.run_folder import RunFolder
-from netsearch.saved import load_network
+from evaluation.files.atomic import read_json, write_json
+from evaluation.files.run_folder import RunFolder
+from netsearch.members.saved import load_network
 from run_pipeline import Pipeline, app
 
 TINY = (

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fuzzing import quickstart
-from mutations import changed, places, text_of
 
 from blocksearch.strategies import STRATEGIES
 from configs import FOLDER, read_config
 from configs.experiment import Config, config_keys
 from configs.keys import Value, find, names_of
-from evaluation.bounded import Written, parse_yaml
 from evaluation.errors import InputError
+from evaluation.files.bounded import Written, parse_yaml
+from fuzzing import quickstart
+from mutations import changed, places, text_of
 
 CONFIG = quickstart()
 TEXT = (FOLDER / "quickstart.yaml").read_text()

@@ -8,20 +8,21 @@ import typing
 
 import pytest
 from annotated_types import Ge, Gt, Le, Lt
-from fuzzing import quickstart
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
 from blocksearch.config import MOST_SEARCHES, BlockSearchConfig
 from blocksearch.strategies import STRATEGIES
 from configs.experiment import Config
-from evaluation.data import worker_dataset
+from evaluation.data.config import DataConfig
+from evaluation.data.dataset import worker_dataset
+from evaluation.data.sources import read_source
 from evaluation.errors import InputError
-from evaluation.memory import require_room
-from evaluation.parallel import WorkersConfig
-from evaluation.run_folder import RunFolder
-from evaluation.sources import DataConfig, read_source
-from evaluation.training import TrainConfig
+from evaluation.files.run_folder import RunFolder
+from evaluation.training.loop import TrainConfig
+from evaluation.workers.memory import require_room
+from evaluation.workers.pool import WorkersConfig
+from fuzzing import quickstart
 from netsearch.config import NetSearchConfig
 from run_pipeline import Pipeline
 
@@ -146,7 +147,7 @@ def test_a_machine_is_not_asked_for_more_processes_than_it_could_start(monkeypat
 
 
 def test_what_fits_into_the_memory_exactly_is_taken(monkeypatch):
-    monkeypatch.setattr("evaluation.memory.available_bytes", lambda device: GIB)
+    monkeypatch.setattr("evaluation.workers.memory.available_bytes", lambda device: GIB)
     require_room("x", GIB, "cpu")
     with pytest.raises(InputError, match="x would take 1,073,741,825 bytes of memory, 1,073,741,8"):
         require_room("x", GIB + 1, "cpu")
@@ -168,7 +169,7 @@ def test_what_a_config_asks_for_beyond_the_memory_is_refused_before_it_is_taken(
     changes, key, tmp_path, monkeypatch
 ):
     """With 1 GiB, whatever this machine has."""
-    monkeypatch.setattr("evaluation.memory.available_bytes", lambda device: GIB)
+    monkeypatch.setattr("evaluation.workers.memory.available_bytes", lambda device: GIB)
     config = Config.load(own(tmp_path), ["retrain.baselines=0", *changes])
     worker_dataset.cache_clear()
     with pytest.raises(InputError, match=rf"{key}: |{key}, "):
@@ -176,8 +177,10 @@ def test_what_a_config_asks_for_beyond_the_memory_is_refused_before_it_is_taken(
 
 
 def test_pictures_that_the_memory_could_not_hold_are_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("evaluation.memory.available_bytes", lambda device: 8 * 4096**2 * 3 - 1)
-    monkeypatch.setattr("evaluation.folders.read_picture", None)  # it is not called
+    monkeypatch.setattr(
+        "evaluation.workers.memory.available_bytes", lambda device: 8 * 4096**2 * 3 - 1
+    )
+    monkeypatch.setattr("evaluation.data.folders.read_picture", None)  # it is not called
     for kind in ("cat", "dog"):
         (tmp_path / kind).mkdir()
         for number in range(4):

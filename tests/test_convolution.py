@@ -13,20 +13,20 @@ from safetensors.torch import load, save
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from blocksearch import kernels
-from blocksearch.cells import DiscreteCell, MixedCell
 from blocksearch.convolution import GridConv2d
-from blocksearch.forms import Form
+from blocksearch.kernels import compiled
 from blocksearch.nas_bench_201 import SPACE as NAS_BENCH_201
 from blocksearch.one_bit import OneBitConv2d, OneBitReduce
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS, OPS, ResidualReduction, TwoGrids, build_op
 from blocksearch.relaxation import Gates
 from blocksearch.space import REDUCTION, SearchSpace
-from blocksearch.supernet import Supernet
-from evaluation import doctor
-from evaluation.baselines import MobileNetV2, ResNet
-from evaluation.cost import measure_cost
-from netsearch.baselines import darts_v2
+from blocksearch.supernet.cells import DiscreteCell, MixedCell
+from blocksearch.supernet.forms import Form
+from blocksearch.supernet.supernet import Supernet
+from evaluation.cost.counts import measure_cost
+from evaluation.terminal import doctor
+from evaluation.training.ready_made import MobileNetV2
+from published import ResNet, darts_v2
 
 CHANNELS = 8
 SHAPE = (3, 16, 16)
@@ -99,7 +99,7 @@ def one_of_each():
 
 @pytest.mark.parametrize("path", ["kernels", "plain"])
 def test_no_network_of_ours_runs_a_strided_1x1_convolution(path, monkeypatch):
-    monkeypatch.setenv(kernels.SWITCH, "1" if path == "kernels" else "0")
+    monkeypatch.setenv(compiled.SWITCH, "1" if path == "kernels" else "0")
     seen, offences = [], {}
     for name, module, inputs in one_of_each():
         mode = convolutions_of(module, *inputs)
@@ -171,7 +171,9 @@ def checked_heap():
         pytest.skip("needs the checking allocator of glibc")
     folder = Path(__file__).parents[1]
     passive = {"OMP_WAIT_POLICY": "passive"}  # spinning takes minutes on a busy machine
-    return os.environ | doctor.CHECKED_HEAP | passive | {"PYTHONPATH": str(folder)}
+    return (
+        os.environ | doctor.CHECKED_HEAP | passive | {"PYTHONPATH": f"{folder}:{folder}/benchmarks"}
+    )
 
 
 @pytest.mark.parametrize("threads", ["1", "2"])

@@ -9,10 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from blocksearch.ops import OPS, build_op
 from blocksearch.space import Cell, Edge
-from evaluation.cost import count_params, measure_cost
+from evaluation.cost.counts import count_params, measure_cost
 from evaluation.records import Cost
-from netsearch.genome import NetworkSpec, Stage
-from netsearch.network import builder, predict_cost
+from netsearch.space.genome import NetworkSpec, Stage
+from netsearch.space.network import builder, predict_cost
 
 # Liu, Simonyan, Yang 2019, genotypes.py of quark0/darts: (op, input) twice for each node.
 DARTS = {

@@ -16,15 +16,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from evaluation.data import (
-    AugmentConfig,
-    DataConfig,
-    Dataset,
-    Split,
-    batches,
-    cycle,
-    load_dataset,
-)
+from evaluation.data.batches import batches, cycle
+from evaluation.data.config import AugmentConfig, DataConfig
+from evaluation.data.dataset import Dataset, Split, load_dataset
 from evaluation.errors import InputError
 
 SHARED_DATA = Path(

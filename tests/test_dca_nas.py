@@ -6,25 +6,26 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from recorded import RecordedGraphs
 from scipy.optimize import linprog
 from torch.nn.functional import one_hot
 
 import blocksearch.engine
-from blocksearch import kernels, nas_bench_201
-from blocksearch.budget import Budget, most_probable_cells
+from blocksearch import nas_bench_201
 from blocksearch.engine import search
-from blocksearch.forms import PLAIN, Form
+from blocksearch.kernels import compiled
 from blocksearch.ops import DARTS_OPS
 from blocksearch.relaxation import Gates, derive_strongest, one_hot_gates
 from blocksearch.space import KINDS, NORMAL, Cell, Edge, SearchSpace
 from blocksearch.strategies import dca_nas
+from blocksearch.strategies.budget import Budget, most_probable_cells
 from blocksearch.strategies.dca_nas import DcaNas
-from blocksearch.supernet import Supernet
-from evaluation.checkpoint import Checkpoint
-from evaluation.cost import count_params
-from evaluation.data import AugmentConfig
+from blocksearch.supernet.forms import PLAIN, Form
+from blocksearch.supernet.supernet import Supernet
+from evaluation.cost.counts import count_params
+from evaluation.data.config import AugmentConfig
 from evaluation.errors import InputError
+from evaluation.training.checkpoint import Checkpoint
+from recorded import RecordedGraphs
 
 DARTS = SearchSpace(DARTS_OPS)
 EVERY_EDGE = SearchSpace(DARTS_OPS, nodes=2, edges_per_node=3)
@@ -300,7 +301,7 @@ def test_a_search_under_a_budget_is_replayed_and_resumed_bit_for_bit(
             if epoch == stop:
                 raise KeyboardInterrupt
 
-        with kernels.plain_path():
+        with compiled.plain_path():
             search(
                 strategy,
                 period_split(24, 0),

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from blocksearch import nas_bench_201
-from blocksearch.forms import PLAIN, Form
 from blocksearch.ops import OPS as EVERY_OP
 from blocksearch.relaxation import Gates
 from blocksearch.strategies.dcp_nas import (
@@ -20,6 +19,7 @@ from blocksearch.strategies.dcp_nas import (
     reconstruction_error,
     tangent_direction,
 )
+from blocksearch.supernet.forms import PLAIN, Form
 
 OPS = ("none", "skip_connect", "sep_conv_3x3")
 TOY = ("none", "skip_connect", "avg_pool_3x3", "sep_conv_3x3")

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from pictures import Maker, all_images, deep_png, folder_config, holds
 
-from evaluation.data import load_dataset
+from evaluation.data.dataset import load_dataset
+from evaluation.data.preprocessing import Preprocessing
 from evaluation.errors import InputError
-from evaluation.preprocessing import Preprocessing
+from pictures import Maker, all_images, deep_png, folder_config, holds
 
 
 @pytest.fixture

@@ -14,18 +14,25 @@ import torch
 from blocksearch.library import BlockLibrary, FoundCell
 from blocksearch.ops import LIGHT_OPS
 from blocksearch.space import SearchSpace
-from evaluation.data import DataConfig
+from evaluation.cost.latency import DeviceLatencies, Latency, measure_onnx_ms
+from evaluation.cost.paretoblocks_latency import FORMAT
+from evaluation.cost.paretoblocks_latency import main as measure_on_device
+from evaluation.data.config import DataConfig
 from evaluation.errors import InputError
-from evaluation.latency import DeviceLatencies, Latency, measure_onnx_ms
-from evaluation.parallel import Workers
-from evaluation.paretoblocks_latency import FORMAT
-from evaluation.paretoblocks_latency import main as measure_on_device
-from evaluation.training import TrainConfig, TrainingContext, seeded_model
+from evaluation.training.loop import TrainConfig, TrainingContext, seeded_model
+from evaluation.workers.pool import Workers
 from netsearch.config import NetSearchConfig
-from netsearch.genome import GenomeSpace
-from netsearch.latency import EMPTY, LatencyTable, all_parts, export_parts, part_file, parts
-from netsearch.network import builder
 from netsearch.search import Images, NetworkStage
+from netsearch.space.genome import GenomeSpace
+from netsearch.space.latency_table import (
+    EMPTY,
+    LatencyTable,
+    all_parts,
+    export_parts,
+    part_file,
+    parts,
+)
+from netsearch.space.network import builder
 
 SHAPE, CLASSES = (3, 16, 16), 10
 SPACE = GenomeSpace(2, depths=(1, 2), widths=(4,), normal=("normal-1",), reduction=("reduction-1",))

@@ -16,12 +16,14 @@ import torch
 
 from blocksearch.ops import LIGHT_OPS
 from blocksearch.space import SearchSpace
-from evaluation.data import AugmentConfig, DataConfig, batches, load_dataset
-from evaluation.export import export_onnx, logits_of
-from evaluation.preprocessing import Preprocessing
-from evaluation.training import TrainConfig, accuracy, seeded_model, train
-from netsearch.genome import NetworkSpec, Stage
-from netsearch.network import builder
+from evaluation.data.batches import batches
+from evaluation.data.config import AugmentConfig, DataConfig
+from evaluation.data.dataset import load_dataset
+from evaluation.data.preprocessing import Preprocessing
+from evaluation.deploy.export import export_onnx, logits_of
+from evaluation.training.loop import TrainConfig, accuracy, seeded_model, train
+from netsearch.space.genome import NetworkSpec, Stage
+from netsearch.space.network import builder
 
 ROOT = Path(__file__).parents[1]
 MARK = "<!-- example: load the exported file -->"

@@ -11,14 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tiny_run import command, result, run
 from typer.testing import CliRunner
 
 from evaluation.errors import InputError
-from evaluation.metrics import MetricsLog, read_metrics
-from evaluation.records import Archive, Cost, ModelRecord, write_atomic
-from evaluation.run_folder import OWNER
+from evaluation.files.archive import Archive
+from evaluation.files.atomic import write_atomic
+from evaluation.files.events import MetricsLog, read_metrics
+from evaluation.files.run_folder import OWNER
+from evaluation.records import Cost, ModelRecord
 from run_pipeline import app
+from tiny_run import command, result, run
 
 CAPTURED = {"capture_output": True, "text": True, "timeout": 300}
 NO_ROOM = os.strerror(errno.ENOSPC)

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from blocksearch import nas_bench_201
-from blocksearch.cells import DiscreteCell, MixedCell
 from blocksearch.engine import Batch, SearchSetup
-from blocksearch.forms import PLAIN
 from blocksearch.library import BlockLibrary, FoundCell
 from blocksearch.ops import LIGHT_OPS, op_cost
 from blocksearch.relaxation import Gates, derive_strongest, one_hot_gates
 from blocksearch.space import KINDS, NORMAL, REDUCTION, Cell, Edge, SearchSpace
 from blocksearch.strategies.darts import Darts
 from blocksearch.strategies.dlw_nas import DlwNas, ProximalStep, derive_open, relative_costs
-from blocksearch.supernet import Supernet
-from evaluation.cost import measure_cost
-from netsearch.genome import GenomeSpace
-from netsearch.network import Network, extreme_genomes, predict_cost
+from blocksearch.supernet.cells import DiscreteCell, MixedCell
+from blocksearch.supernet.forms import PLAIN
+from blocksearch.supernet.supernet import Supernet
+from evaluation.cost.counts import measure_cost
+from netsearch.space.genome import GenomeSpace
+from netsearch.space.network import Network, extreme_genomes, predict_cost
 
 OPS = ("none", "skip_connect", "dws_conv_3x3", "sep_conv_3x3")
 CONV = "dws_conv_3x3"

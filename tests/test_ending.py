@@ -9,10 +9,10 @@ import torch
 import typer
 from rich.console import Console
 
-from evaluation.ending import BAD_INPUT, DONE, FAULT, NOTHING_FITS, guarded
 from evaluation.errors import InputError
 from evaluation.records import Cost, ModelRecord
-from evaluation.tables import front_table
+from evaluation.terminal.ending import BAD_INPUT, DONE, FAULT, NOTHING_FITS, guarded
+from evaluation.terminal.tables import front_table
 
 
 def ended(monkeypatch, command, encoding="utf-8"):
@@ -92,7 +92,7 @@ def test_a_command_without_streams_ends_as_it_would_with_them(monkeypatch):
 @pytest.mark.parametrize("say", ["print", "Console().print"])
 def test_a_reader_that_closes_its_pipe_ends_a_command_without_a_word(say):
     code = (
-        "from evaluation.ending import guarded\n"
+        "from evaluation.terminal.ending import guarded\n"
         "from rich.console import Console\n"
         "def command():\n"
         f"    for number in range(20_000): {say}(number)\n"

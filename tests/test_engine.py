@@ -8,8 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from blocksearch import fused, kernels
-from blocksearch.cell_plan import CellPlan
 from blocksearch.engine import (
     Batch,
     Cells,
@@ -19,13 +17,16 @@ from blocksearch.engine import (
     search,
     shared_weight_accuracy,
 )
+from blocksearch.kernels import compiled, fused
+from blocksearch.kernels.plan import CellPlan
 from blocksearch.ops import Op
 from blocksearch.relaxation import Gates
 from blocksearch.space import KINDS, Cell, Edge, SearchSpace
-from blocksearch.supernet import Supernet
-from evaluation.checkpoint import Checkpoint
-from evaluation.data import AugmentConfig, Split
-from evaluation.training import EVALUATION_BATCH, TrainingError
+from blocksearch.supernet.supernet import Supernet
+from evaluation.data.config import AugmentConfig
+from evaluation.data.dataset import Split
+from evaluation.training.checkpoint import Checkpoint
+from evaluation.training.loop import EVALUATION_BATCH, TrainingError
 
 CELL = Cell(((Edge(0, "skip_connect"),),))
 
@@ -294,7 +295,7 @@ def test_the_shared_weight_accuracy_runs_only_the_ops_of_the_cells(plain, monkey
         return compute(plan, *rest)
 
     monkeypatch.setattr(fused, "mixed_cell", spy)
-    with kernels.plain_path() if plain else nullcontext():
+    with compiled.plain_path() if plain else nullcontext():
         shared_weight_accuracy(supernet, cells_of("dws_conv_3x3"), grey_split(8, 8))
     assert ran == ["dws_conv_3x3"] * 4
 

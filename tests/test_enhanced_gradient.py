@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from blocksearch.engine import Batch, SearchSetup
-from blocksearch.forms import PLAIN
 from blocksearch.ops import op_cost
 from blocksearch.relaxation import Gates, enhanced_softmax
 from blocksearch.strategies.enhanced_gradient import ALPHA_OPTIMIZERS, EnhancedGradient
-from blocksearch.supernet import Supernet
+from blocksearch.supernet.forms import PLAIN
+from blocksearch.supernet.supernet import Supernet
 
 OPS = ("none", "skip_connect", "dws_conv_3x3", "sep_conv_3x3")
 RUNS = 40

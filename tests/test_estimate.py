@@ -9,19 +9,21 @@ import pytest
 import torch
 from torch import nn
 
-import netsearch.estimate
+import netsearch.estimators.proxy
 from blocksearch.ops import LIGHT_OPS
 from blocksearch.space import SearchSpace
-from evaluation.data import DataConfig, Dataset, Split
-from evaluation.metrics import read_metrics
-from evaluation.parallel import WorkerDied, Workers
-from evaluation.pareto import Budgets
-from evaluation.records import Archive, Cost, ModelRecord
-from evaluation.training import TrainConfig, TrainingContext
-from netsearch.engine import Batch
-from netsearch.estimate import Evaluator, ProxyTraining, estimate, proxy_epochs
-from netsearch.genome import GenomeSpace
-from netsearch.problem import NetworkProblem
+from evaluation.data.config import DataConfig
+from evaluation.data.dataset import Dataset, Split
+from evaluation.files.archive import Archive
+from evaluation.files.events import read_metrics
+from evaluation.pareto.front import Budgets
+from evaluation.records import Cost, ModelRecord
+from evaluation.training.loop import TrainConfig, TrainingContext
+from evaluation.workers.pool import WorkerDied, Workers
+from netsearch.estimators.proxy import Evaluator, ProxyTraining, estimate, proxy_epochs
+from netsearch.searches.protocol import Batch
+from netsearch.space.genome import GenomeSpace
+from netsearch.space.problem import NetworkProblem
 
 SPACE = GenomeSpace(2, depths=(1, 2), widths=(4, 8), normal=("n0", "n1"), reduction=("r0",))
 SMALL, LARGE = (0,) * 7, (1, 1, 1, 1, 0, 0, 0)
@@ -75,7 +77,7 @@ def tiny_data(monkeypatch):
             fingerprint="",
         )
         monkeypatch.setattr(
-            netsearch.estimate, "worker_dataset", lambda config, seed, device: dataset
+            netsearch.estimators.proxy, "worker_dataset", lambda config, seed, device: dataset
         )
 
     install()
@@ -95,7 +97,7 @@ def trained(monkeypatch):
         calls.append((record.id, context.recipe.epochs))
         return replace(record, valid_accuracy=0.5)
 
-    monkeypatch.setattr(netsearch.estimate, "estimate", fake)
+    monkeypatch.setattr(netsearch.estimators.proxy, "estimate", fake)
     return calls
 
 
@@ -288,7 +290,7 @@ def test_a_worker_that_dies_becomes_a_failure_of_its_network_alone(
             yield key, replace(record, valid_accuracy=0.5) if number else died
 
     given = []
-    monkeypatch.setattr(netsearch.estimate, "run_tasks", tasks_end)
+    monkeypatch.setattr(netsearch.estimators.proxy, "run_tasks", tasks_end)
     archive, evaluator = Archive(tmp_path / "a"), evaluator_of(workers=2)
     evaluator.workers = limited = Workers(2, evaluation_minutes=7.5)
     errors = evaluator.evaluate(full(SMALL, LARGE), archive)

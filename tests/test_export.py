@@ -12,10 +12,10 @@ from torch import nn
 from blocksearch.nas_bench_201 import SPACE as NAS_BENCH_201
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS, OPS
 from blocksearch.space import Cell, SearchSpace
-from blocksearch.stack import PlacedCell, Stack
-from evaluation import export
-from evaluation.errors import InputError
-from evaluation.export import (
+from blocksearch.supernet.stack import PlacedCell, Stack
+from evaluation.data.preprocessing import Preprocessing
+from evaluation.deploy import export
+from evaluation.deploy.export import (
     TOLERANCE,
     Exported,
     check_parity,
@@ -25,10 +25,10 @@ from evaluation.export import (
     export_pt2,
     onnx_accuracy,
 )
-from evaluation.onnx_files import onnx_session, run_onnx, save_onnx, trace
-from evaluation.preprocessing import Preprocessing
-from netsearch.genome import NetworkSpec, Stage
-from netsearch.network import builder
+from evaluation.deploy.onnx_files import onnx_session, run_onnx, save_onnx, trace
+from evaluation.errors import InputError
+from netsearch.space.genome import NetworkSpec, Stage
+from netsearch.space.network import builder
 
 BATCHES = (1, 2, 5)
 SPACES = {

@@ -12,20 +12,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from analytic import CONTEXT, RECIPE, accuracy, files, problem_of, replace_training
 from analytic import run as run_analytic
+from evaluation.data.config import DataConfig
+from evaluation.errors import InputError
+from evaluation.files.archive import Archive
+from evaluation.pareto.front import pareto_set
+from evaluation.workers.pool import ONE_WORKER, Workers, WorkersConfig
+from netsearch.estimators.proxy import FIRST, Evaluator, ProxyTraining, estimate
+from netsearch.searches.protocol import Batch
 from processes import alive, needs_proc
 from tiny_run import command, result
 from tiny_run import run as run_tiny
-from torch import nn
-
-from evaluation.data import DataConfig
-from evaluation.errors import InputError
-from evaluation.parallel import ONE_WORKER, Workers, WorkersConfig
-from evaluation.pareto import pareto_set
-from evaluation.records import Archive
-from netsearch.engine import Batch
-from netsearch.estimate import FIRST, Evaluator, ProxyTraining, estimate
 
 LIMIT_MIB, LIMIT_MINUTES = 2048, 0.3
 STAGES = ("blocks/*.ckpt", "archive.jsonl", "retrained/*/*.ckpt")

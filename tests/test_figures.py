@@ -5,10 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from test_report import DOMINATED, FAILED, FRONT, MEASURED, REPORT, network
 
-from evaluation.figures import figures
 from evaluation.records import Cost, Measured
+from evaluation.report.figures import figures
+from test_report import DOMINATED, FAILED, FRONT, MEASURED, REPORT, network
 
 
 def test_the_figures_have_an_axis_for_every_known_cost_and_no_other():

@@ -4,16 +4,16 @@ import io
 
 import numpy as np
 import pytest
-from pictures import Maker, all_images, folder_config
 from rich.console import Console
-from tiny_run import TINY
 
 from configs import FOLDER
 from configs.experiment import Config
-from evaluation.data import load_dataset
+from evaluation.data.dataset import load_dataset
 from evaluation.errors import InputError
-from evaluation.run_folder import RunFolder
+from evaluation.files.run_folder import RunFolder
+from pictures import Maker, all_images, folder_config
 from run_pipeline import Pipeline
+from tiny_run import TINY
 
 
 @pytest.fixture

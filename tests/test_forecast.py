@@ -8,17 +8,23 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from tiny_run import TINY
 
 from configs import FOLDER
-from evaluation.data import load_dataset
-from evaluation.parallel import Workers
-from evaluation.run_folder import RunFolder
-from netsearch import forecast as forecast_module
-from netsearch import timed_steps
-from netsearch.forecast import Forecast, Plan, Sizes, Times, forecast, reckon, side_by_side
-from netsearch.timed_steps import NetworkTimes, mean_builds, mean_network, ready_made, time_step
+from evaluation.data.dataset import load_dataset
+from evaluation.files.run_folder import RunFolder
+from evaluation.workers.pool import Workers
+from netsearch.forecast import forecast as forecast_module
+from netsearch.forecast import timed_steps
+from netsearch.forecast.forecast import Forecast, Plan, Sizes, Times, forecast, reckon, side_by_side
+from netsearch.forecast.timed_steps import (
+    NetworkTimes,
+    mean_builds,
+    mean_network,
+    ready_made,
+    time_step,
+)
 from run_pipeline import Config, Pipeline
+from tiny_run import TINY
 
 QUICKSTART = FOLDER / "quickstart.yaml"
 DIGITS = Sizes(863, 575, 1438, 359)

@@ -17,16 +17,16 @@ import numpy as np
 import pytest
 import torch
 import torch.utils.checkpoint
-from textbook import TextbookSupernet
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from blocksearch import fused, kernels
-from blocksearch.cell_plan import CellPlan, Term
+from blocksearch.kernels import compiled, fused
+from blocksearch.kernels.plan import CellPlan, Term
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS, OPS, Op, batch_norm, build_op
 from blocksearch.relaxation import Gates
 from blocksearch.space import SearchSpace
-from blocksearch.supernet import Supernet
+from blocksearch.supernet.supernet import Supernet
+from textbook import TextbookSupernet
 
 COMPILER = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
 pytestmark = pytest.mark.skipif(not COMPILER, reason="no C compiler")
@@ -71,7 +71,7 @@ def make_gates(space: SearchSpace, form: str = "all") -> Gates:
 
 
 def path(plain: bool):
-    return kernels.plain_path() if plain else nullcontext()
+    return compiled.plain_path() if plain else nullcontext()
 
 
 def gradients(net: nn.Module, gates: Gates, images: Tensor) -> list[Tensor]:
@@ -392,7 +392,7 @@ def test_a_second_derivative_on_the_plain_path_is_that_of_finite_differences():
         (first,) = torch.autograd.grad(loss, alphas, create_graph=create_graph)
         return (first * along_alphas).sum()
 
-    with kernels.plain_path():
+    with compiled.plain_path():
         second = torch.autograd.grad(slope(True), [alphas, conv])
         for tensor, direction, found in zip(
             (alphas, conv), (along_alphas, along_conv), second, strict=True
@@ -419,7 +419,7 @@ def test_weights_given_by_functional_call_are_those_that_learn(cells_run):
     loss = functional_call(net, given, (images, gates)).square().sum()
     assert len(cells_run) == 1
     found = torch.autograd.grad(loss, list(given.values()), materialize_grads=True)
-    with kernels.plain_path():
+    with compiled.plain_path():
         expected = torch.autograd.grad(twin(images, gates).square().sum(), list(twin.parameters()))
     assert_near(list(found), list(expected), 1e-9)
 
@@ -490,7 +490,7 @@ def test_an_op_that_the_kernels_do_not_know_runs_among_those_they_know(
     net, gates = make_supernet(space), make_gates(space, form)
     found = gradients(net, gates, normal(2, 3, *SIDE))
     assert len(cells_run) == 3
-    with kernels.plain_path():
+    with compiled.plain_path():
         assert_near(found, gradients(net, gates, normal(2, 3, *SIDE)), 1e-9)
 
 
@@ -501,11 +501,11 @@ def test_an_op_that_the_kernels_do_not_know_runs_among_those_they_know(
 def no_library(monkeypatch, tmp_path: Path) -> Iterator[None]:
     """Nothing compiled, nothing loaded, nothing said so far."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv(kernels.SWITCH, raising=False)
-    monkeypatch.setattr(kernels, "_warned", [])
-    kernels.library.cache_clear()
+    monkeypatch.delenv(compiled.SWITCH, raising=False)
+    monkeypatch.setattr(compiled, "_warned", [])
+    compiled.library.cache_clear()
     yield
-    kernels.library.cache_clear()
+    compiled.library.cache_clear()
 
 
 def script(place: Path, body: str) -> str:
@@ -547,7 +547,7 @@ def test_without_a_compiler_one_warning_is_given_and_the_result_is_the_same(
 
 def test_the_switch_takes_the_plain_path_without_a_word(monkeypatch, cells_run):
     net, gates, images, expected = case("light", "all", 4, 3, 2)
-    monkeypatch.setenv(kernels.SWITCH, "0")
+    monkeypatch.setenv(compiled.SWITCH, "0")
     assert_near(gradients(net, gates, images), expected, 1e-9)
     assert not cells_run
 
@@ -558,10 +558,10 @@ def test_a_compiled_library_is_found_again(no_library, monkeypatch, tmp_path):
 exec {COMPILER} "$@" -O0"""
     monkeypatch.setenv("CC", script(tmp_path / "compiler", body))
     for _ in range(2):
-        assert kernels.library(torch.float64, 4) is not None
-        kernels.library.cache_clear()
+        assert compiled.library(torch.float64, 4) is not None
+        compiled.library.cache_clear()
     assert len(log.read_text().splitlines()) == 1
-    assert kernels.library(torch.float64, 8) is not None  # another library
+    assert compiled.library(torch.float64, 8) is not None  # another library
     written = [Path(line) for line in log.read_text().splitlines()]
     assert len(written) == 2
     found = list((tmp_path / "cache" / "paretoblocks").iterdir())
@@ -576,16 +576,16 @@ def test_where_nothing_can_be_kept_a_library_lasts_as_long_as_the_process(
     monkeypatch.setenv("XDG_CACHE_HOME", str(file))  # no folder can be made in it
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    kernels._own_cache.cache_clear()
-    assert kernels.library(torch.float64, 4) is not None
+    compiled._own_cache.cache_clear()
+    assert compiled.library(torch.float64, 4) is not None
     assert list(tmp_path.glob("paretoblocks-*/kernels-*.so"))
-    kernels._own_cache.cache_clear()
+    compiled._own_cache.cache_clear()
 
 
 CHECK = """
 import torch
 from blocksearch import fused, kernels
-from blocksearch.cell_plan import CellPlan, Term
+from blocksearch.kernels.plan import CellPlan, Term
 from blocksearch.ops import build_op
 op, x = build_op("max_pool_3x3", 4, 1, True), torch.randn(2, 4, 5, 5)
 ones = torch.ones(1, 4)
@@ -604,7 +604,7 @@ exec {COMPILER} "$@" -O0"""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     command = [sys.executable, "-W", "error::RuntimeWarning", "-c", CHECK]
     with subprocess.Popen(command, cwd=Path(__file__).parents[1]) as other:
-        assert kernels.library(torch.float32, 4) is not None
+        assert compiled.library(torch.float32, 4) is not None
         assert other.wait(timeout=60) == 0
     assert log.read_text() == "here\n" * 2  # neither found the other's
     names = [place.name for place in (tmp_path / "cache" / "paretoblocks").iterdir()]
@@ -635,7 +635,7 @@ def test_a_cell_whose_op_was_replaced_runs_the_new_one():
     cell.edges[0][net.space.ops.index("dws_conv_3x3")] = make_op("dws_conv_3x3", 8, 1)
     after = net(images, gates)
     assert not torch.allclose(before, after)
-    with kernels.plain_path():
+    with compiled.plain_path():
         torch.testing.assert_close(net(images, gates), after, rtol=1e-9, atol=1e-9)
 
 
@@ -674,11 +674,11 @@ WITHOUT_MEMORY = {
 def test_a_kernel_that_gets_no_memory_raises(case: str) -> None:
     channels, side = WITHOUT_MEMORY[case]
     weights = np.zeros(256, np.float32)
-    units = np.zeros(1, kernels.UNIT)
+    units = np.zeros(1, compiled.UNIT)
     units["dw"] = units["pw"] = weights.ctypes.data
     units["kernel"], units["dilation"] = 3, 1
     batch = 2**20 if "pool" in case or "node" in case else 2
-    shape = kernels.Shape(batch, side, side, channels, 1, 1, 2)
+    shape = compiled.Shape(batch, side, side, channels, 1, 1, 2)
     arguments = {
         "forward_units": (units.ctypes.data, 1, shape, 1e-5),
         "backward_units": (units.ctypes.data, 1, shape),
@@ -688,6 +688,6 @@ def test_a_kernel_that_gets_no_memory_raises(case: str) -> None:
         "node_gradient": (*[None] * 5, 1, None, None, None, batch, 1, channels, 2),
     }
     name = case.split(",")[0]
-    functions = kernels.library(torch.float32, 4)
+    functions = compiled.library(torch.float32, 4)
     with pytest.raises(MemoryError, match=f"{name}: the kernels got no memory"):
         getattr(functions, name)(*arguments[name])

@@ -9,17 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from fuzzing import RECORD, TARGETS, quickstart
 from hypothesis import HealthCheck, given, settings
-from mutations import bombs, inputs
 
-import evaluation.sources
+import evaluation.data.sources
 from configs import FOLDER, read_config
 from configs.experiment import Config
-from evaluation.bounded import DEEPEST, parse_json, parse_yaml
+from evaluation.data.config import DataConfig
+from evaluation.data.sources import read_source
 from evaluation.errors import InputError
-from evaluation.records import Archive, read_json
-from evaluation.sources import DataConfig, read_source
+from evaluation.files.archive import Archive
+from evaluation.files.atomic import read_json
+from evaluation.files.bounded import DEEPEST, parse_json, parse_yaml
+from fuzzing import RECORD, TARGETS, quickstart
+from mutations import bombs, inputs
 
 EXAMPLES = int(os.environ.get("PARETOBLOCKS_FUZZ_EXAMPLES", "40"))  # for each kind of file
 EASY = settings(
@@ -144,7 +146,7 @@ def test_a_zip_bomb_is_refused_by_its_declared_size(tmp_path, monkeypatch):
         for number in range(4):
             archive.writestr(f"{number}.npy", bytes(1 << 20))
     assert path.stat().st_size < 10_000
-    monkeypatch.setattr(evaluation.sources, "available_bytes", lambda device: 4 << 19)
+    monkeypatch.setattr(evaluation.data.sources, "available_bytes", lambda device: 4 << 19)
     with pytest.raises(InputError, match="declared as 4,194,304 bytes, 2,097,152 are free"):
         read_source(DataConfig(name="npz", root=str(path)))
 

@@ -5,22 +5,22 @@ import math
 
 import pytest
 import yaml
-from fuzzing import quickstart
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from mutations import changed, names_a_key, places, text_of, values
 from rich.console import Console
 
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS
 from blocksearch.space import Cell, SearchSpace
 from configs.experiment import Config
-from evaluation.amounts import amount, read_number, read_whole
-from evaluation.choice import Wishes, choose
 from evaluation.errors import InputError
-from evaluation.pareto import Budgets
+from evaluation.files.run_folder import RunFolder
+from evaluation.pareto.choice import Wishes, choose
+from evaluation.pareto.front import Budgets
 from evaluation.records import Cost, ModelRecord
-from evaluation.run_folder import RunFolder
-from netsearch.genome import GenomeSpace, NetworkSpec
+from evaluation.terminal.amounts import amount, read_number, read_whole
+from fuzzing import quickstart
+from mutations import changed, names_a_key, places, text_of, values
+from netsearch.space.genome import GenomeSpace, NetworkSpec
 from run_pipeline import Pipeline
 
 EASY = settings(

@@ -9,7 +9,7 @@ import pytest
 
 from blocksearch.ops import LIGHT_OPS
 from blocksearch.space import Cell, Edge, SearchSpace
-from netsearch.genome import GenomeSpace, NetworkSpec, Stage, stages_for
+from netsearch.space.genome import GenomeSpace, NetworkSpec, Stage, stages_for
 
 SPACE = GenomeSpace(
     stages=3,

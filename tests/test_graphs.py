@@ -4,13 +4,14 @@ import warnings
 
 import pytest
 import torch
-from recorded import RecordedGraphs
 from torch import nn
 
-import evaluation.training
-from evaluation.data import AugmentConfig, Split
-from evaluation.graphs import CapturedStep, graphs_for
-from evaluation.training import TrainConfig, WeightUpdate, seeded_model, train
+import evaluation.training.loop
+from evaluation.data.config import AugmentConfig
+from evaluation.data.dataset import Split
+from evaluation.training.cuda_graphs import CapturedStep, graphs_for
+from evaluation.training.loop import TrainConfig, WeightUpdate, seeded_model, train
+from recorded import RecordedGraphs
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
@@ -206,8 +207,8 @@ def test_a_training_whose_steps_are_replayed_equals_the_eager_one_bit_for_bit(
             updates.append(self)
 
     graphs = RecordedGraphs(lambda: changed_by(updates[0]))
-    monkeypatch.setattr(evaluation.training, "WeightUpdate", Watched)
-    monkeypatch.setattr(evaluation.training, "graphs_for", lambda device: graphs)
+    monkeypatch.setattr(evaluation.training.loop, "WeightUpdate", Watched)
+    monkeypatch.setattr(evaluation.training.loop, "graphs_for", lambda device: graphs)
     got, losses = trained(ema_decay=ema_decay)
     assert (graphs.ran, graphs.captured, graphs.replayed) == (3, 1, 3 * 4 - 3)
     assert losses == expected_losses
@@ -220,7 +221,7 @@ def test_on_a_gpu_a_training_is_captured_without_a_warning_and_equals_the_eager_
     monkeypatch, ema_decay
 ):
     got, losses = trained("cuda", ema_decay)  # a warning would be an error
-    monkeypatch.setattr(evaluation.training, "graphs_for", lambda device: None)
+    monkeypatch.setattr(evaluation.training.loop, "graphs_for", lambda device: None)
     expected, expected_losses = trained("cuda", ema_decay)
     assert losses == pytest.approx(expected_losses, rel=1e-3)
     for name, tensor in expected.items():

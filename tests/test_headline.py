@@ -12,21 +12,22 @@ from typer.testing import CliRunner
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
+import typer  # noqa: E402
+
+import evaluation.training.ready_made  # noqa: E402
 import headline  # noqa: E402
 import headline_facts  # noqa: E402
 import headline_tables  # noqa: E402
-import typer  # noqa: E402
-from headline_facts import FOUND, READY_MADE, Entry, Judged, difference  # noqa: E402
-from tiny_run import TINY  # noqa: E402
-
-import evaluation.baselines  # noqa: E402
 from configs import FOLDER  # noqa: E402
 from configs.experiment import Config  # noqa: E402
-from evaluation.data import DataConfig, load_dataset  # noqa: E402
+from evaluation.data.config import DataConfig  # noqa: E402
+from evaluation.data.dataset import load_dataset  # noqa: E402
 from evaluation.errors import InputError  # noqa: E402
-from evaluation.pareto import Box  # noqa: E402
+from evaluation.pareto.front import Box  # noqa: E402
 from evaluation.records import Cost, ModelRecord  # noqa: E402
-from evaluation.retrain import Trial  # noqa: E402
+from evaluation.training.retrain import Trial  # noqa: E402
+from headline_facts import FOUND, READY_MADE, Entry, Judged, difference  # noqa: E402
+from tiny_run import TINY  # noqa: E402
 
 KEYS = "dataset model kind params flops error_mean error_std seeds epochs recipe device".split()
 ROOT = Path(__file__).parents[1]
@@ -64,7 +65,7 @@ def run(tmp_path_factory):
     results += ["--alternatives", "--json"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(headline, "DRAWS", 20)
-        patch.setattr(evaluation.baselines, "WIDTHS", (0.05, 0.1))
+        patch.setattr(evaluation.training.ready_made, "WIDTHS", (0.05, 0.1))
         first = command(out, *results)
         assert first.exit_code == 0, first.output
         yield out, results, json.loads(first.stdout)

@@ -12,19 +12,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from fuzzing import TARGETS, read_checkpoint, write_checkpoint, write_shared
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from blocksearch.nas_bench_201 import MOST_TABLE_CHARACTERS, read_rows
-from evaluation.bounded import MOST_LOG_BYTES, read_bounded
-from evaluation.checkpoint import FORMAT, Checkpoint, Position
 from evaluation.errors import InputError
-from evaluation.manifest import MANIFEST, digest_of, enlist, first_line
-from evaluation.run_folder import RunFolder
-from evaluation.track import _NewLines
-from evaluation.weights import read_weights
-from netsearch.shared_weights import SharedWeights
+from evaluation.files.bounded import MOST_LOG_BYTES, read_bounded
+from evaluation.files.manifest import MANIFEST, digest_of, enlist, first_line
+from evaluation.files.run_folder import RunFolder
+from evaluation.files.track import _NewLines
+from evaluation.training.checkpoint import FORMAT, Checkpoint, Position
+from evaluation.training.weights import read_weights
+from fuzzing import TARGETS, read_checkpoint, write_checkpoint, write_shared
+from netsearch.estimators.shared_weights import SharedWeights
 
 TERABYTE = 1 << 40
 MUCH_KIB = 500_000
@@ -143,10 +143,10 @@ def test_a_checkpoint_as_we_write_it_still_goes_on(tmp_path):
 def test_a_file_of_weights_larger_than_the_memory_is_not_read(tmp_path, monkeypatch):
     path = tmp_path / "weights.safetensors"
     save_file({"x": torch.zeros(1000)}, path)
-    monkeypatch.setattr("evaluation.weights.available_bytes", lambda device: 4000)
+    monkeypatch.setattr("evaluation.training.weights.available_bytes", lambda device: 4000)
     with pytest.raises(InputError, match="expected at most 4,000 bytes, got 4,"):
         read_weights(path)
-    monkeypatch.setattr("evaluation.weights.available_bytes", lambda device: 5000)
+    monkeypatch.setattr("evaluation.training.weights.available_bytes", lambda device: 5000)
     assert len(read_weights(path)[0]["x"]) == 1000
 
 
@@ -232,7 +232,7 @@ def test_a_listed_file_that_is_a_pipe_is_not_waited_for(tmp_path):
 
 
 def test_lines_of_an_older_run_are_sealed_within_the_same_bound(tmp_path):
-    from evaluation.run_folder import _seal_lines
+    from evaluation.files.run_folder import _seal_lines
 
     path = RunFolder(tmp_path).metrics
     terabyte(path)
@@ -244,8 +244,8 @@ def test_a_checkpoint_may_be_as_large_as_the_memory_and_no_larger(tmp_path, monk
     path = tmp_path / "seed-0.ckpt"
     write_checkpoint(path)
     size = path.stat().st_size
-    monkeypatch.setattr("evaluation.checkpoint.available_bytes", lambda device: size)
+    monkeypatch.setattr("evaluation.training.checkpoint.available_bytes", lambda device: size)
     assert read_checkpoint(path).epoch == 3
-    monkeypatch.setattr("evaluation.checkpoint.available_bytes", lambda device: size - 1)
+    monkeypatch.setattr("evaluation.training.checkpoint.available_bytes", lambda device: size - 1)
     with pytest.raises(InputError, match=f"expected at most {size - 1:,} bytes"):
         Checkpoint(path).restore({"position": Position()})

@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-import evaluation.pictures
+import evaluation.data.pictures
+from evaluation.data.config import DataConfig
+from evaluation.data.pictures import read_image
+from evaluation.data.preprocessing import Preprocessing
+from evaluation.data.sources import read_source
+from evaluation.deploy.prediction import Prediction, prediction_table
 from evaluation.errors import InputError, printable
-from evaluation.pictures import read_image
-from evaluation.prediction import Prediction, prediction_table
-from evaluation.preprocessing import Preprocessing
-from evaluation.sources import DataConfig, read_source
 from run_pipeline import app
 
 SIZE = (8, 8)
@@ -133,10 +134,10 @@ def test_a_decompression_bomb_is_refused_by_its_size_alone(side, tmp_path):
 
 
 def test_a_bomb_below_the_limit_of_pillow_names_the_pixels(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation.pictures, "MOST_PIXELS", 63)
+    monkeypatch.setattr(evaluation.data.pictures, "MOST_PIXELS", 63)
     with pytest.raises(InputError, match=r"a\.png: expected at most 63 pixels, got 64"):
         pixels(red(tmp_path / "a.png"))
-    monkeypatch.setattr(evaluation.pictures, "MOST_PIXELS", 64)
+    monkeypatch.setattr(evaluation.data.pictures, "MOST_PIXELS", 64)
     assert (pixels(tmp_path / "a.png") == RED).all()
 
 

@@ -6,10 +6,10 @@ import resource
 import numpy as np
 import pytest
 
-from evaluation import paretoblocks_latency
+from evaluation.cost import paretoblocks_latency
+from evaluation.cost.paretoblocks_latency import LatencyError, check_model, main, time_file
+from evaluation.deploy.onnx_files import onnx_session
 from evaluation.errors import InputError
-from evaluation.onnx_files import onnx_session
-from evaluation.paretoblocks_latency import LatencyError, check_model, main, time_file
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

@@ -3,14 +3,14 @@
 import re
 from pathlib import Path
 
+import pytest
+
 import array_inputs  # noqa: F401  registers its cases
 import folder_inputs  # noqa: F401
 import picture_inputs  # noqa: F401
-import pytest
-from pictures import CASES, Maker
-
-from evaluation.data import load_dataset
+from evaluation.data.dataset import load_dataset
 from evaluation.errors import InputError
+from pictures import CASES, Maker
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "inputs.md"
 

@@ -5,12 +5,13 @@ import time
 
 import numpy as np
 import pytest
-from pictures import Maker, all_images, folder_config, holds
 from PIL import Image
 
-from evaluation.data import DataConfig, load_dataset
+from evaluation.data.config import DataConfig
+from evaluation.data.dataset import load_dataset
+from evaluation.data.preprocessing import Preprocessing
 from evaluation.errors import InputError
-from evaluation.preprocessing import Preprocessing
+from pictures import Maker, all_images, folder_config, holds
 
 
 @pytest.fixture

@@ -12,18 +12,20 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from test_pipeline import ROOT, tiny
 
 from blocksearch.library import Block
+from evaluation.deploy.export import draft, publish
 from evaluation.errors import InputError
-from evaluation.export import draft, publish
-from evaluation.manifest import MANIFEST, Manifest, check, checked_name, sealed, unsealed
-from evaluation.metrics import MetricsLog, damaged_lines, read_metrics
-from evaluation.parallel import Workers
-from evaluation.records import Archive, Cost, ModelRecord, read_json, write_json
-from evaluation.run_folder import RunFolder
-from evaluation.weights import read_weights
+from evaluation.files.archive import Archive
+from evaluation.files.atomic import read_json, write_json
+from evaluation.files.events import MetricsLog, damaged_lines, read_metrics
+from evaluation.files.manifest import MANIFEST, Manifest, check, sealed, unsealed
+from evaluation.files.run_folder import RunFolder
+from evaluation.records import Cost, ModelRecord, checked_name
+from evaluation.training.weights import read_weights
+from evaluation.workers.pool import Workers
 from run_pipeline import Pipeline
+from test_pipeline import ROOT, tiny
 
 SMALL = (
     "data.max_train_images=100",
@@ -388,7 +390,7 @@ def test_outside_of_run_folders_lines_have_no_checks(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from evaluation.run_folder import RunFolder
+from evaluation.files.run_folder import RunFolder
 with RunFolder(Path(sys.argv[1])).owned():
     print("here", flush=True)
     time.sleep(600)

@@ -14,12 +14,12 @@ from torch import nn
 
 from blocksearch.ops import LIGHT_OPS
 from blocksearch.space import Cell, Edge, SearchSpace
-from blocksearch.stack import PlacedCell, Stack
+from blocksearch.supernet.stack import PlacedCell, Stack
+from evaluation.cost.latency import clock_of, measure_ms
 from evaluation.errors import InputError
-from evaluation.latency import clock_of, measure_ms
-from netsearch.genome import GenomeSpace, NetworkSpec, Stage
-from netsearch.latency import LatencyTable, parts
-from netsearch.network import builder
+from netsearch.space.genome import GenomeSpace, NetworkSpec, Stage
+from netsearch.space.latency_table import LatencyTable, parts
+from netsearch.space.network import builder
 
 SHAPE, CLASSES = (3, 16, 16), 10
 SPACE = GenomeSpace(2, depths=(1, 2, 4), widths=(4, 16, 32), normal=("n0", "n1"), reduction=("r0",))
@@ -110,7 +110,7 @@ def test_nothing_is_measured_with_no_pass_or_no_thread(wrong):
 def test_median_and_interquartile_range_are_those_of_the_passes(monkeypatch):
     # passes of 1, 2, 3, 4 and 100 ms: quartiles 2, 3 and 4
     ticks = iter(np.cumsum([0, 1, 0, 2, 0, 3, 0, 4, 0, 100]) / 1000)
-    monkeypatch.setattr("evaluation.latency.clock_of", lambda device, threads: ticks.__next__)
+    monkeypatch.setattr("evaluation.cost.latency.clock_of", lambda device, threads: ticks.__next__)
     found = measure_ms(nn.ReLU(), (3, 8, 8), repeats=5)
     assert found.median_ms == pytest.approx(3)
     assert found.spread_ms == pytest.approx(2)

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PLACE = "blocksearch.strategies"
+MOST_LINES = 400
 ALLOWED = {  # package -> what of our own it may import
     "evaluation": {"evaluation"},
     "blocksearch": {"evaluation", "blocksearch"},
@@ -14,10 +16,28 @@ ALLOWED = {  # package -> what of our own it may import
 OURS = {*ALLOWED, "configs", "run_pipeline", "tests", "benchmarks"}
 
 
+# Within a package each room, a folder or a single file, imports only those above it in its list.
+ROOMS = {
+    "evaluation": """
+        errors words records files workers terminal pareto data cost training deploy report
+    """,
+    "blocksearch": """
+        space relaxation convolution one_bit ops kernels supernet nas_bench_201 engine strategies
+        config library search compare
+    """,
+    "netsearch": "space searches estimators config search members forecast",
+    "configs": "keys values problems configs experiment",
+}
+
+
 def sources(*packages):
     paths = [path for package in packages for path in sorted((ROOT / package).rglob("*.py"))]
     assert len(paths) >= 2 * len(packages), f"no sources found below {ROOT}"
     return paths
+
+
+def lines(path):
+    return len(path.read_text().splitlines())
 
 
 def everything():
@@ -119,15 +139,61 @@ def test_a_package_imports_only_those_below_it(package):
     assert upward == set()
 
 
+def room_of(package, path):
+    """The folder or the file below `package` in which a file lies; the package itself."""
+    parts = path.relative_to(ROOT / package).with_suffix("").parts
+    return package if parts == ("__init__",) else parts[0]
+
+
+def turned(package, room, source, rooms):
+    """The imports of a file in `room` from rooms that stand below it in the list."""
+    for name in imports(ast.parse(source)):
+        parts = name.split(".")
+        if parts[0] != package:
+            continue
+        other = parts[1] if parts[1] in rooms else package
+        if rooms.index(other) > rooms.index(room):
+            yield name
+
+
+def test_a_planted_import_from_a_room_below_is_seen():
+    rooms = ROOMS["evaluation"].split()
+    planted = (
+        "from evaluation.report.page import page\nfrom evaluation.files.bounded import parse_json"
+    )
+    assert list(turned("evaluation", "data", planted, rooms)) == ["evaluation.report.page.page"]
+    assert not list(turned("evaluation", "report", planted, rooms))
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_a_room_imports_only_those_above_it(package):
+    rooms = ROOMS[package].split()
+    files = [(room_of(package, path), path) for path in sources(package)]
+    assert {room for room, _ in files} - {package} == set(rooms) - {package}
+    found = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for room, path in files
+        if room in rooms
+        for name in turned(package, room, path.read_text(), rooms)
+    }
+    assert found == set()
+
+
+def test_no_file_is_too_long_to_read():
+    long = {path.name for path in everything() if lines(path) > MOST_LINES}
+    assert long <= {"run_pipeline.py", "paretoblocks_latency.py", "dcp_nas.py"}
+
+
 def test_no_strategy_imports_another_strategy():
     folder = ROOT / "blocksearch" / "strategies"
-    strategies = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    strategies = {path.stem for path in folder.glob("*.py")} - {"__init__", "budget"}
     assert len(strategies) >= 2
     for path in folder.glob("*.py"):
         if path.stem == "__init__":
             continue
         names = set(imports(ast.parse(path.read_text())))
-        assert not [n for n in names if n.startswith("blocksearch.strategies")], path.name
+        others = [n for n in names if n.startswith(tuple(f"{PLACE}.{one}" for one in strategies))]
+        assert not others, path.name
 
 
 def test_only_the_pipeline_and_the_registry_name_single_strategies():
@@ -135,6 +201,6 @@ def test_only_the_pipeline_and_the_registry_name_single_strategies():
         str(path.relative_to(ROOT))
         for path in everything()
         for name in imports(ast.parse(path.read_text()))
-        if name.startswith("blocksearch.strategies.") and name.count(".") > 2
+        if name.startswith(f"{PLACE}.") and name.count(".") > 2 and ".budget." not in name
     }
     assert readers <= {"blocksearch/strategies/__init__.py"}

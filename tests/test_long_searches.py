@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from analytic import SPACE, accuracy, every_record, genomes_of, problem_of
 
-import evaluation.pareto
-import netsearch.engine
-from evaluation.pareto import Box, non_dominated, pareto_set
-from netsearch.engine import History
+import evaluation.pareto.front
+import netsearch.searches.protocol
+from analytic import SPACE, accuracy, every_record, genomes_of, problem_of
+from evaluation.pareto.front import Box, non_dominated, pareto_set
+from netsearch.searches.protocol import History
 
 
 def plain(points):
@@ -20,7 +20,7 @@ def plain(points):
 
 @pytest.mark.parametrize("at_once", [1, 7, 500])
 def test_the_front_does_not_depend_on_how_many_points_are_compared_at_once(at_once, monkeypatch):
-    monkeypatch.setattr(evaluation.pareto, "AT_ONCE", at_once)
+    monkeypatch.setattr(evaluation.pareto.front, "AT_ONCE", at_once)
     points = np.random.default_rng(0).integers(0, 6, (60, 3)).astype(float)
     points[::11] = np.nan
     points[5, 1] = np.inf
@@ -50,8 +50,8 @@ def test_the_front_of_a_history_is_that_of_all_it_was_told_after_every_batch():
 
 
 def test_a_model_learns_from_everything_until_it_is_too_much(monkeypatch):
-    monkeypatch.setattr(netsearch.engine, "MOST_LEARNT", 100)
-    monkeypatch.setattr(netsearch.engine, "LEARNT_LATER", 40)
+    monkeypatch.setattr(netsearch.searches.protocol, "MOST_LEARNT", 100)
+    monkeypatch.setattr(netsearch.searches.protocol, "LEARNT_LATER", 40)
     genomes = genomes_of(SPACE)
     order = [genomes[index] for index in np.random.default_rng(1).permutation(300)]
     for history in told(order):

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from blocksearch.lookup_graph import LookupGraph
 from evaluation.errors import InputError
-from evaluation.parallel import Workers
+from evaluation.workers.pool import Workers
+from lookup_graph import LookupGraph
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-import evaluation.memory
-from evaluation.memory import available_bytes, keep_freed_memory, largest_batch, peak_bytes
+import evaluation.workers.memory
+from evaluation.workers.memory import available_bytes, keep_freed_memory, largest_batch, peak_bytes
 
 MIB = 2**20
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
@@ -130,7 +130,7 @@ def test_the_batch_that_two_small_ones_predict_needs_what_was_predicted():
 
     measure(4)  # the first pass sets up oneDNN
     at_100 = measure(100)
-    batch = largest_batch(measure, round(at_100 / (1 - evaluation.memory.MARGIN)), 10_000)
+    batch = largest_batch(measure, round(at_100 / (1 - evaluation.workers.memory.MARGIN)), 10_000)
     assert 60 <= batch <= 160  # resident memory varies from run to run
 
 
@@ -152,8 +152,8 @@ def test_what_is_free_can_be_held_by_this_machine():
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     """A machine of 8 GiB free, whose files on memory a test writes."""
-    monkeypatch.setattr(evaluation.memory, "PROC", tmp_path / "proc")
-    monkeypatch.setattr(evaluation.memory, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(evaluation.workers.memory, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(evaluation.workers.memory, "CGROUPS", tmp_path / "cgroup")
     write(tmp_path / "proc/meminfo", "MemTotal: 9999999 kB\nMemAvailable:    8388608 kB\n")
     return tmp_path
 
@@ -205,7 +205,7 @@ def test_a_container_that_sees_only_its_own_group_finds_its_limit(machine):
 
 FAULTS = """
 import resource, torch
-from evaluation.memory import keep_freed_memory
+from evaluation.workers.memory import keep_freed_memory
 def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def step(): [torch.ones(2**20 * mib // 4) for mib in (50, 3, 1)]
 {call}

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from configs import FOLDER
-from evaluation.data import Dataset, load_dataset
+from evaluation.data.dataset import Dataset, load_dataset
 from evaluation.errors import InputError
-from netsearch import memory_check
-from netsearch.memory_check import check_memory, check_search_memory
+from netsearch.forecast import memory_check
+from netsearch.forecast.memory_check import check_memory, check_search_memory
 from run_pipeline import Config
 
 CONFIG: Path = FOLDER / "quickstart.yaml"

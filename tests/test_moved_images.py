@@ -5,15 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_run
 import yaml
 from typer.testing import CliRunner
 
+import tiny_run
 from configs import FOLDER
 from configs.experiment import Config
-from evaluation.data import worker_dataset
+from evaluation.data.dataset import worker_dataset
 from evaluation.errors import InputError
-from evaluation.records import write_listed
+from evaluation.files.atomic import write_listed
 from run_pipeline import Pipeline, app
 
 NPZ = ("data.name=npz", "data.max_train_images=null", "data.max_test_images=null")

@@ -19,8 +19,8 @@ from blocksearch.nas_bench_201 import (
 )
 from blocksearch.relaxation import Gates, derive_strongest, one_hot_gates
 from blocksearch.space import NORMAL, Cell
-from blocksearch.supernet import Supernet
-from evaluation.cost import measure_cost
+from blocksearch.supernet.supernet import Supernet
+from evaluation.cost.counts import measure_cost
 from evaluation.errors import InputError
 
 

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from blocksearch import kernels, units
+from blocksearch.kernels import compiled, units
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS, OPS, ChannelShuffle, Op
 from blocksearch.space import KINDS, NORMAL, REDUCTION, Cell, Edge, SearchSpace
-from evaluation.cost import measure_cost
-from evaluation.pareto import Budgets
-from netsearch.genome import GenomeSpace, NetworkSpec, Stage, stages_for
-from netsearch.network import Network, builder, least_cells, predict_cost
-from netsearch.problem import NetworkProblem
+from evaluation.cost.counts import measure_cost
+from evaluation.pareto.front import Budgets
+from netsearch.space.genome import GenomeSpace, NetworkSpec, Stage, stages_for
+from netsearch.space.network import Network, builder, least_cells, predict_cost
+from netsearch.space.problem import NetworkProblem
 
 NORMAL_NAMES, REDUCTION_NAMES = ("n0", "n1"), ("r0", "r1")
 
@@ -162,7 +162,7 @@ def test_training_on_the_kernels_equals_training_in_pytorch(ops, width):
         twin = copy.deepcopy(network)
         x, labels = torch.randn(5, 3, 9, 10, dtype=torch.float64), torch.arange(5)
         gradients = []
-        for model, path in ((network, nullcontext()), (twin, kernels.plain_path())):
+        for model, path in ((network, nullcontext()), (twin, compiled.plain_path())):
             with path:
                 loss = nn.functional.cross_entropy(model(x), labels)
                 gradients.append(torch.autograd.grad(loss, list(model.parameters())))
@@ -226,6 +226,6 @@ def test_an_op_is_taken_apart_only_where_its_units_compute_the_same(layers, coun
     steps = units.steps_of(op)
     assert (steps if steps is None else len(steps)) == count
     x = torch.randn(3, 8, 9, 8)
-    with kernels.plain_path():
+    with compiled.plain_path():
         expected = copy.deepcopy(op)(x)
     torch.testing.assert_close(units.run_op(op, x), expected, rtol=1e-5, atol=1e-5)

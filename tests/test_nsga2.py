@@ -5,6 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from pymoo.algorithms.moo.nsga2 import NSGA2
+from pymoo.core.algorithm import Algorithm
+from pymoo.core.population import Population
+from pymoo.core.problem import Problem
+
 from analytic import (
     SPACE,
     TINY,
@@ -16,15 +21,10 @@ from analytic import (
     replace_training,
     run,
 )
-from pymoo.algorithms.moo.nsga2 import NSGA2
-from pymoo.core.algorithm import Algorithm
-from pymoo.core.population import Population
-from pymoo.core.problem import Problem
-
-from evaluation.pareto import Budgets, pareto_set
+from evaluation.pareto.front import Budgets, pareto_set
 from netsearch.search import hypervolume_box
 from netsearch.searches.nsga2 import SizeSampling, _directions
-from netsearch.variation import RandomReset
+from netsearch.searches.variation import RandomReset
 
 TWO_OR_THREE = pytest.mark.parametrize("costs", [("params",), ("params", "flops")])
 

@@ -8,17 +8,17 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from blocksearch import kernels
-from blocksearch.cells import DiscreteCell
-from blocksearch.forms import Form
+from blocksearch.kernels import compiled
 from blocksearch.nas_bench_201 import SPACE
 from blocksearch.one_bit import InputSign, OneBitConv2d, WeightSign, signs
 from blocksearch.ops import DARTS_OPS, OPS, build_op, op_cost
 from blocksearch.relaxation import Gates, one_hot_gates
 from blocksearch.space import KINDS, Cell, Edge, SearchSpace
-from blocksearch.stack import PlacedCell, Stack
-from blocksearch.supernet import Supernet
-from evaluation.cost import measure_cost
+from blocksearch.supernet.cells import DiscreteCell
+from blocksearch.supernet.forms import Form
+from blocksearch.supernet.stack import PlacedCell, Stack
+from blocksearch.supernet.supernet import Supernet
+from evaluation.cost.counts import measure_cost
 from evaluation.records import Cost
 
 SPACE_OF_ALL = SearchSpace(tuple(OPS), nodes=2)
@@ -127,7 +127,7 @@ def test_a_supernet_of_1_bit_ops_is_the_same_fused_and_plain(needs_kernels):
         return logits, torch.autograd.grad(logits.square().sum(), weights)
 
     fused = passed()
-    with kernels.plain_path():
+    with compiled.plain_path():
         plain = passed()
     torch.testing.assert_close(fused, plain)
     assert all(grad.abs().sum() > 0 for grad in fused[1][1:])

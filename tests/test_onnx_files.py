@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from blocksearch.cells import DiscreteCell
 from blocksearch.ops import OPS, ResidualReduction, build_op
 from blocksearch.space import Cell, SearchSpace
+from blocksearch.supernet.cells import DiscreteCell
+from evaluation.deploy.onnx_files import onnx_session, quiet, run_onnx, save_onnx, trace
 from evaluation.errors import InputError
-from evaluation.onnx_files import onnx_session, quiet, run_onnx, save_onnx, trace
 
 BATCHES = (1, 2, 5)
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import alive, needs_proc
 
-from evaluation.parallel import DEATHS_ALONE, WorkerDied, Workers, run_tasks
-from evaluation.tasks import Limits
+from evaluation.workers.pool import DEATHS_ALONE, WorkerDied, Workers, run_tasks
+from evaluation.workers.task import Limits
+from processes import alive, needs_proc
 
 ROOT = Path(__file__).parents[1]
 ORPHANS_END_WITHIN_S = 15
@@ -219,7 +219,7 @@ def test_workers_end_soon_after_their_parent_was_killed(tmp_path):
         textwrap.dedent(
             f"""
             import pathlib, time
-            from evaluation.parallel import Workers, run_tasks
+            from evaluation.workers.pool import Workers, run_tasks
 
             def beat(name):
                 path = pathlib.Path({str(tmp_path)!r}) / name

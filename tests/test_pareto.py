@@ -8,14 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evaluation.pareto import (
-    Box,
-    Budgets,
-    non_dominated,
-    objectives,
-    pareto_set,
-    spread,
-)
+from evaluation.pareto.front import Box, Budgets, non_dominated, objectives, pareto_set, spread
 from evaluation.records import Cost, ModelRecord
 
 NAN = math.nan

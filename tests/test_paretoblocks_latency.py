@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation import paretoblocks_latency
-from evaluation.paretoblocks_latency import FORMAT, LatencyError, Options, main, time_file
+from evaluation.cost import paretoblocks_latency
+from evaluation.cost.paretoblocks_latency import FORMAT, LatencyError, Options, main, time_file
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

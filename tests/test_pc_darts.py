@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from textbook import Op
 from torch import Tensor, nn
 
-from blocksearch.cells import MixedCell
-from blocksearch.forms import PLAIN
 from blocksearch.nas_bench_201 import SPACE as NAS_BENCH_201
 from blocksearch.relaxation import Gates
 from blocksearch.space import NORMAL, REDUCTION, SearchSpace
 from blocksearch.strategies.pc_darts import PcDarts
+from blocksearch.supernet.cells import MixedCell
+from blocksearch.supernet.forms import PLAIN
+from textbook import Op
 
 OPS = ("none", "skip_connect", "max_pool_3x3", "sep_conv_3x3")
 

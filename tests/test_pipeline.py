@@ -12,20 +12,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_run
 import yaml
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
 import run_pipeline
+import tiny_run
 from configs import FOLDER
 from evaluation.errors import InputError
-from evaluation.parallel import Workers
-from evaluation.pareto import non_dominated
-from evaluation.records import Archive, Cost, ModelRecord
-from evaluation.run_folder import RunFolder
-from evaluation.tables import model_row
+from evaluation.files.archive import Archive
+from evaluation.files.run_folder import RunFolder
+from evaluation.pareto.front import non_dominated
+from evaluation.records import Cost, ModelRecord
+from evaluation.workers.pool import Workers
 from run_pipeline import Config, Pipeline, app
 
 ROOT = Path(__file__).parent.parent
@@ -124,9 +124,9 @@ def test_the_kept_weights_give_the_recorded_test_accuracy_of_the_first_seed(fini
     from safetensors.torch import load_file
 
     from blocksearch.library import BlockLibrary
-    from evaluation.training import accuracy
-    from netsearch.network import Network
+    from evaluation.training.loop import accuracy
     from netsearch.search import genome_space
+    from netsearch.space.network import Network
 
     run = Pipeline.open(finished)
     library = BlockLibrary.load(run.folder.blocks)
@@ -497,6 +497,6 @@ def test_importing_the_pipeline_leaves_torchvision_alone():
 def test_one_bit_networks_show_their_bits_and_others_have_the_same_keys_as_ever():
     ordinary = ModelRecord("a", (0,), ("normal-1",), Cost(10, 20), 0, 0.5)
     one_bit = ModelRecord("b", (0,), ("normal-1",), Cost(10, 20, bit_ops=7, bit_params=4), 0, 0.5)
-    extra = set(model_row(one_bit)) - set(model_row(ordinary))
+    extra = set(one_bit.row()) - set(ordinary.row())
     assert extra == {"bit_ops", "model_bits"}
-    assert (model_row(one_bit)["bit_ops"], model_row(one_bit)["model_bits"]) == (7, 6 * 32 + 4)
+    assert (one_bit.row()["bit_ops"], one_bit.row()["model_bits"]) == (7, 6 * 32 + 4)

@@ -7,9 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.data import DataConfig, batches, load_dataset
+from evaluation.data.batches import batches
+from evaluation.data.config import DataConfig
+from evaluation.data.dataset import load_dataset
+from evaluation.data.preprocessing import Preprocessing
 from evaluation.errors import InputError
-from evaluation.preprocessing import Preprocessing
 
 GREY = Preprocessing((1, 6, 8), (0.25,), (0.5,), ("ant", "bee"))
 RGB = Preprocessing((3, 6, 8), (0.1, 0.2, 1 / 3), (0.5, 0.25, 0.125), ("é", "b", "c"))

@@ -6,8 +6,9 @@ import time
 import pytest
 from rich.console import Console
 
-from evaluation import progress as module
-from evaluation.progress import duration, progress
+from evaluation.terminal import progress as module
+from evaluation.terminal.progress import progress
+from evaluation.words import duration
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from evaluation.onnx_files import onnx_session, run_onnx, save_onnx
-from evaluation.quantize import CALIBRATION_BATCH, _Images, quantize
+from evaluation.deploy.onnx_files import onnx_session, run_onnx, save_onnx
+from evaluation.deploy.quantize import CALIBRATION_BATCH, _Images, quantize
 
 WIDTH = 24
 

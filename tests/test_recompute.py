@@ -12,29 +12,31 @@ import pytest
 import torch
 from joblib.externals.loky import get_reusable_executor
 from rich.console import Console
-from test_block_search import Killed, context
-from test_strategies import OPS as CONTRACT_OPS
-from test_strategies import Made, build, every_strategy, tensors_that_a_step_changes
-from tiny_run import TINY
 from torch import Tensor, nn
 
 import blocksearch.search
-import evaluation.checkpoint
-from blocksearch import kernels, nas_bench_201
+import evaluation.training.checkpoint
+from blocksearch import nas_bench_201
 from blocksearch.engine import SearchSetup
-from blocksearch.forms import PLAIN, Form
+from blocksearch.kernels import compiled
 from blocksearch.ops import OPS
 from blocksearch.relaxation import Gates
 from blocksearch.search import SearchContext, run_searches
 from blocksearch.space import SearchSpace
-from blocksearch.supernet import Supernet
+from blocksearch.supernet.forms import PLAIN, Form
+from blocksearch.supernet.supernet import Supernet
 from configs import FOLDER
-from evaluation.data import DataConfig, worker_dataset
+from evaluation.data.config import DataConfig
+from evaluation.data.dataset import worker_dataset
 from evaluation.errors import InputError
-from evaluation.metrics import read_metrics
-from evaluation.parallel import Workers, run_tasks
-from evaluation.run_folder import RunFolder
+from evaluation.files.events import read_metrics
+from evaluation.files.run_folder import RunFolder
+from evaluation.workers.pool import Workers, run_tasks
 from run_pipeline import Config, Pipeline
+from test_block_search import Killed, context
+from test_strategies import OPS as CONTRACT_OPS
+from test_strategies import Made, build, every_strategy, tensors_that_a_step_changes
+from tiny_run import TINY
 
 EVERY_OP = SearchSpace(tuple(OPS), nodes=2)
 FEW = SearchSpace(("none", "skip_connect", "max_pool_3x3", "dws_conv_3x3", "ghost_3x3"), nodes=2)
@@ -98,7 +100,7 @@ def outcome(
     net.recompute, net.in_bfloat16 = recompute, bfloat16
     net.requires_grad_(weights)
     gates = make_gates(net)
-    with kernels.plain_path() if plain else nullcontext():
+    with compiled.plain_path() if plain else nullcontext():
         loss = nn.functional.cross_entropy(net(images, gates), torch.arange(6) % 4)
     loss.backward()  # outside the context: what a cell ran on is remembered
     asked = [gates.weight, gates.bypass, images, *net.parameters()]
@@ -263,7 +265,7 @@ def test_a_search_without_room_starts_again_and_ends_the_same(kind, tmp_path, mo
 
 def test_it_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
     expected = searched(tmp_path / "whole")
-    monkeypatch.setattr(evaluation.checkpoint, "EVERY_S", 0.0)
+    monkeypatch.setattr(evaluation.training.checkpoint, "EVERY_S", 0.0)
     steps = 2 * (len(worker_dataset(context(tmp_path).data, 0, "cpu").search_train) // 16)
     failing = Failing(monkeypatch, {6}, ERRORS["cpu"])
     assert searched(tmp_path / "cut") == expected

@@ -6,16 +6,10 @@ import os
 import pytest
 
 from evaluation.errors import InputError
-from evaluation.metrics import MetricsLog, read_metrics
-from evaluation.records import (
-    COST_NAMES,
-    Archive,
-    Cost,
-    ModelRecord,
-    read_json,
-    write_atomic,
-    write_json,
-)
+from evaluation.files.archive import Archive
+from evaluation.files.atomic import read_json, write_atomic, write_json
+from evaluation.files.events import MetricsLog, read_metrics
+from evaluation.records import COST_NAMES, Cost, ModelRecord
 
 
 def record(id="a", accuracy=0.75, **changes):

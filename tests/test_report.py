@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from evaluation.page import script_json
-from evaluation.plots import count
 from evaluation.records import Cost, Measured, ModelRecord
-from evaluation.report import Baseline, DrawnBlock, Report, draw_block, write_report
+from evaluation.report.page import script_json
+from evaluation.report.report import Baseline, DrawnBlock, Report, draw_block, write_report
+from evaluation.words import count
 
 SVG = "{http://www.w3.org/2000/svg}"
 CELL = (
@@ -88,8 +88,8 @@ def drawn(tmp_path: Path) -> Write:
 @pytest.fixture
 def html(drawn: Write, monkeypatch: pytest.MonkeyPatch) -> Write:
     """Do the same without the pictures and plotly, which take a second."""
-    monkeypatch.setattr("evaluation.report.draw_fronts", lambda *_, **__: b"")
-    monkeypatch.setattr("evaluation.page.get_plotlyjs", lambda: "var Plotly;")
+    monkeypatch.setattr("evaluation.report.report.draw_fronts", lambda *_, **__: b"")
+    monkeypatch.setattr("evaluation.report.page.get_plotlyjs", lambda: "var Plotly;")
     return drawn
 
 

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from PIL import Image
 from rich.console import Console
-from test_report import BLOCKS, FRONT, MEASURED, NEAR_LARGE, REPORT
-from tiny_run import TINY
 
 from configs import FOLDER
-from evaluation.report import Baseline, DrawnBlock, Report, write_report
-from evaluation.run_folder import RunFolder
+from evaluation.files.run_folder import RunFolder
+from evaluation.report.report import Baseline, DrawnBlock, Report, write_report
 from run_pipeline import Config, Pipeline
+from test_report import BLOCKS, FRONT, MEASURED, NEAR_LARGE, REPORT
+from tiny_run import TINY
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -169,7 +169,7 @@ def explored(report: Report, folder: Path) -> Any:
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the PNG pictures, which take a second and are not for a browser with scripts."""
-    monkeypatch.setattr("evaluation.report.draw_fronts", lambda *_, **__: b"")
+    monkeypatch.setattr("evaluation.report.report.draw_fronts", lambda *_, **__: b"")
 
 
 @pytest.fixture(scope="module")

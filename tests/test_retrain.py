@@ -10,16 +10,17 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-import evaluation.checkpoint
-import evaluation.retrain
-from evaluation.checkpoint import Checkpoint
-from evaluation.data import DataConfig, Dataset, Split
+import evaluation.training.checkpoint
+import evaluation.training.retrain
+from evaluation.data.config import DataConfig
+from evaluation.data.dataset import Dataset, Split
 from evaluation.errors import InputError
-from evaluation.metrics import MetricsLog, read_metrics
-from evaluation.parallel import Workers
+from evaluation.files.events import MetricsLog, read_metrics
 from evaluation.records import Cost, ModelRecord
-from evaluation.retrain import RetrainConfig, Trial, retrain, retrain_all
-from evaluation.training import TrainConfig, TrainingContext, accuracy
+from evaluation.training.checkpoint import Checkpoint
+from evaluation.training.loop import TrainConfig, TrainingContext, accuracy
+from evaluation.training.retrain import RetrainConfig, Trial, retrain, retrain_all
+from evaluation.workers.pool import Workers
 
 ROOT = Path(__file__).parents[1]
 RECIPE = TrainConfig(
@@ -55,7 +56,9 @@ TEST = halves(501, seed=1)
 def tiny_data(monkeypatch):
     """A data set without the splits of the searches, so that no one can read them."""
     dataset = Dataset("halves", ("l", "r"), None, None, halves(100, seed=0), TEST, "")
-    monkeypatch.setattr(evaluation.retrain, "worker_dataset", lambda config, seed, device: dataset)
+    monkeypatch.setattr(
+        evaluation.training.retrain, "worker_dataset", lambda config, seed, device: dataset
+    )
 
 
 @pytest.fixture
@@ -166,7 +169,7 @@ def killed_at_step(monkeypatch, step, retraining):
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation.checkpoint, "EVERY_S", 0.0)
+        patch.setattr(evaluation.training.checkpoint, "EVERY_S", 0.0)
         patch.setattr(Checkpoint, "save", mortal)
         with pytest.raises(Killed):
             retraining()
@@ -291,4 +294,4 @@ def test_only_retraining_reads_the_test_split_that_the_data_module_makes():
     ] + [path for path in [ROOT / "run_pipeline.py"] if path.exists()]
     assert len(files) > 20
     readers = {str(path.relative_to(ROOT)) for path in files if reads_of_test(path.read_text())}
-    assert readers - {"evaluation/data.py"} == {"evaluation/retrain.py"}
+    assert readers - {"evaluation/data/dataset.py"} == {"evaluation/training/retrain.py"}

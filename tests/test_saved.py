@@ -9,13 +9,13 @@ from safetensors.torch import load_file, save_file
 
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS
 from blocksearch.space import SearchSpace
+from evaluation.data.preprocessing import Preprocessing
 from evaluation.errors import InputError
-from evaluation.preprocessing import Preprocessing
 from evaluation.records import Cost, ModelRecord
-from evaluation.training import seeded_model
-from evaluation.weights import KEY, read_weights, save_weights
-from netsearch.genome import NetworkSpec, Stage
-from netsearch.saved import Description, load_network, trial
+from evaluation.training.loop import seeded_model
+from evaluation.training.weights import KEY, read_weights, save_weights
+from netsearch.members.saved import Description, load_network, trial
+from netsearch.space.genome import NetworkSpec, Stage
 
 INPUTS = Preprocessing((3, 16, 16), (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), ("cat", "dog"))
 SPEC = NetworkSpec((Stage("n0", 1, 4), Stage("n1", 2, 8)), ("r0",))

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from analytic import (
     CELLS,
     CLASSES,
@@ -23,21 +24,20 @@ from analytic import (
     replace_training,
     run,
 )
-
 from blocksearch.library import BlockLibrary, FoundCell
 from blocksearch.space import NORMAL, REDUCTION
-from evaluation.data import DataConfig
+from evaluation.data.config import DataConfig
 from evaluation.errors import InputError
-from evaluation.parallel import Workers
-from evaluation.pareto import Budgets, pareto_set
-from evaluation.records import Archive
-from evaluation.training import TrainingContext
+from evaluation.files.archive import Archive
+from evaluation.pareto.front import Budgets, pareto_set
+from evaluation.training.loop import TrainingContext
+from evaluation.workers.pool import Workers
 from netsearch.config import NetSearchConfig
-from netsearch.engine import Batch, SearchConfig, run_search
-from netsearch.latency import LatencyTable, parts
-from netsearch.problem import NetworkProblem
 from netsearch.search import Images, NetworkStage, hypervolume_box
 from netsearch.searches import LABELS, SEARCHES
+from netsearch.searches.protocol import Batch, SearchConfig, run_search
+from netsearch.space.latency_table import LatencyTable, parts
+from netsearch.space.problem import NetworkProblem
 
 ALL = pytest.mark.parametrize("name", list(SEARCHES))
 LATENCY_MS = 0.01

@@ -8,16 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import evaluation.checkpoint
+import evaluation.training.checkpoint
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS, OPS
 from blocksearch.space import Cell, Edge, SearchSpace
-from evaluation.checkpoint import Checkpoint
-from evaluation.data import AugmentConfig, DataConfig, Split, batches, load_dataset
+from evaluation.data.batches import batches
+from evaluation.data.config import AugmentConfig, DataConfig
+from evaluation.data.dataset import Split, load_dataset
 from evaluation.errors import InputError
 from evaluation.records import Cost, ModelRecord
-from evaluation.training import TrainConfig, TrainingError, accuracy, train
-from netsearch.genome import GenomeSpace, NetworkSpec, Stage
-from netsearch.shared_training import (
+from evaluation.training.checkpoint import Checkpoint
+from evaluation.training.loop import TrainConfig, TrainingError, accuracy, train
+from netsearch.estimators.shared_training import (
     SharedContext,
     SharedWeightsConfig,
     _SharedUpdate,
@@ -27,7 +28,8 @@ from netsearch.shared_training import (
     score,
     train_shared,
 )
-from netsearch.shared_weights import SharedWeights
+from netsearch.estimators.shared_weights import SharedWeights
+from netsearch.space.genome import GenomeSpace, NetworkSpec, Stage
 
 SHAPE, CLASSES = (1, 8, 8), 10
 DATA = DataConfig(name="digits", valid_fraction=0.4, max_train_images=500)
@@ -367,7 +369,7 @@ def test_a_training_that_is_killed_after_each_of_its_steps_ends_as_the_unbroken_
 
     losses, logged, kills = [], [], 0
     whole = trained(None, losses, seed=0)
-    monkeypatch.setattr(evaluation.checkpoint, "EVERY_S", 0.0)
+    monkeypatch.setattr(evaluation.training.checkpoint, "EVERY_S", 0.0)
     monkeypatch.setattr(_SharedUpdate, "__call__", mortal)
     while len(logged) < 2:
         begun.clear()

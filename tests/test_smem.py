@@ -8,10 +8,9 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau
 from sklearn.linear_model import LinearRegression
 
-from netsearch.engine import Batch, SearchConfig, run_search
-from netsearch.genome import SIZES, Floats, Genes, Genome
-from netsearch.problem import sample_sizes
 from netsearch.searches import SEARCHES
+from netsearch.searches.protocol import Batch, SearchConfig, run_search
+from netsearch.searches.selection import survivors
 from netsearch.searches.smem import (
     Smem,
     farthest,
@@ -19,8 +18,9 @@ from netsearch.searches.smem import (
     pairwise_order,
     wins,
 )
-from netsearch.selection import survivors
-from netsearch.tables import TableProblem, nats_size
+from netsearch.space.genome import SIZES, Floats, Genes, Genome
+from netsearch.space.problem import sample_sizes
+from tabular import TableProblem, nats_size
 
 SIDE = 6
 PLAIN_NSGA2 = 0.952  # share of hypervolume at 200 evaluations on the NATS size table

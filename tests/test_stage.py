@@ -5,22 +5,23 @@ import random
 
 import pytest
 
+import netsearch.estimators.shared_training
 import netsearch.search
-import netsearch.shared_training
 from blocksearch.library import BlockLibrary, FoundCell
 from blocksearch.ops import LIGHT_OPS
 from blocksearch.space import NORMAL, REDUCTION, SearchSpace
-from evaluation.checkpoint import Checkpoint
-from evaluation.data import DataConfig, worker_dataset
+from evaluation.data.config import DataConfig
+from evaluation.data.dataset import worker_dataset
 from evaluation.errors import InputError
-from evaluation.parallel import Workers
-from evaluation.records import Archive
-from evaluation.training import TrainConfig, TrainingContext
+from evaluation.files.archive import Archive
+from evaluation.training.checkpoint import Checkpoint
+from evaluation.training.loop import TrainConfig, TrainingContext
+from evaluation.workers.pool import Workers
 from netsearch.config import NetSearchConfig
-from netsearch.latency import LatencyTable
+from netsearch.estimators.shared_training import SharedWeightsConfig, score
+from netsearch.estimators.shared_weights import SharedWeights
 from netsearch.search import Images, NetworkStage, Outcome
-from netsearch.shared_training import SharedWeightsConfig, score
-from netsearch.shared_weights import SharedWeights
+from netsearch.space.latency_table import LatencyTable
 
 SHAPE, CLASSES = (1, 8, 8), 10
 DATA = DataConfig(name="digits", max_train_images=300)

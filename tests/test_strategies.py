@@ -10,22 +10,22 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import torch
-from recorded import RecordedGraphs
 
 import blocksearch.engine
-import evaluation.checkpoint
-from blocksearch import kernels
+import evaluation.training.checkpoint
 from blocksearch.engine import (
     SearchSetup,
     Strategy,
     StrategyConfig,
     search,
 )
+from blocksearch.kernels import compiled
 from blocksearch.space import Cell
 from blocksearch.strategies import STRATEGIES
-from evaluation.checkpoint import Checkpoint
-from evaluation.data import AugmentConfig
-from evaluation.graphs import EAGER_STEPS
+from evaluation.data.config import AugmentConfig
+from evaluation.training.checkpoint import Checkpoint
+from evaluation.training.cuda_graphs import EAGER_STEPS
+from recorded import RecordedGraphs
 
 OPS = ("none", "skip_connect", "sep_conv_3x3")
 STEPS = 30
@@ -273,7 +273,7 @@ def test_a_search_that_is_killed_after_each_of_its_steps_continues_bit_for_bit(
 
     expected: list[tuple[int, dict[str, float]]] = []
     unbroken = run_search(expected, None, steps=8)
-    monkeypatch.setattr(evaluation.checkpoint, "EVERY_S", 0.0)
+    monkeypatch.setattr(evaluation.training.checkpoint, "EVERY_S", 0.0)
     logged: list[tuple[int, dict[str, float]]] = []
     for _ in range(7):
         with pytest.raises(Died):
@@ -320,12 +320,14 @@ def tensors_that_a_step_changes(strategy: Strategy) -> list[torch.Tensor]:
 def test_a_search_whose_steps_are_replayed_equals_the_eager_one(
     strategy_class, make_setup, period_split, monkeypatch, tmp_path: Path
 ):
-    monkeypatch.setattr(evaluation.checkpoint, "EVERY_S", 0.0)  # a replay goes on after each
+    monkeypatch.setattr(
+        evaluation.training.checkpoint, "EVERY_S", 0.0
+    )  # a replay goes on after each
 
     def searched(graphs_for, checkpoint: Checkpoint | None = None) -> tuple[Strategy, list]:
         monkeypatch.setattr(blocksearch.engine, "graphs_for", lambda device: graphs_for())
         losses: list[dict[str, float]] = []
-        with kernels.plain_path():
+        with compiled.plain_path():
             search(
                 strategy,
                 period_split(16, 0),

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from blocksearch import kernels
-from blocksearch.cells import DiscreteCell, MixedCell
-from blocksearch.forms import PLAIN, Form
+from blocksearch.kernels import compiled
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS, build_op
 from blocksearch.relaxation import Gates, expected_cost, one_hot_gates
 from blocksearch.space import KINDS, SearchSpace, base_kind
-from blocksearch.supernet import Supernet, reduction_positions
-from evaluation.cost import measure_cost
+from blocksearch.supernet.cells import DiscreteCell, MixedCell
+from blocksearch.supernet.forms import PLAIN, Form
+from blocksearch.supernet.supernet import Supernet, reduction_positions
+from evaluation.cost.counts import measure_cost
 
 SPACE = SearchSpace(("none", "skip_connect", "sep_conv_3x3"), nodes=2)
 
@@ -218,7 +218,7 @@ def test_the_expected_cost_of_one_hot_gates_is_that_of_the_found_edges(cost, sid
     edges = [op for cell in found.cells for op in cell.edges]
     for place, op in enumerate(edges):
         op.register_forward_hook(remember(place))
-    with kernels.plain_path():  # the kernels run no hooks
+    with compiled.plain_path():  # the kernels run no hooks
         found(torch.randn(2, 3, *side))
     spent = 0
     place = 0

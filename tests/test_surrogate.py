@@ -8,9 +8,8 @@ import pytest
 from pymoo.indicators.hv import HV
 from scipy.stats import kendalltau, norm
 
-from netsearch.engine import SearchConfig
-from netsearch.genome import SIZES, Genes
-from netsearch.models import MODELS
+from netsearch.searches.models import MODELS
+from netsearch.searches.protocol import SearchConfig
 from netsearch.searches.surrogate import (
     Surrogate,
     budget_points,
@@ -18,8 +17,9 @@ from netsearch.searches.surrogate import (
     expected_improvement,
     within,
 )
-from netsearch.tables import TableProblem
-from netsearch.variation import Variation, neighbours
+from netsearch.searches.variation import Variation, neighbours
+from netsearch.space.genome import SIZES, Genes
+from tabular import TableProblem
 
 
 def toy(costs=1):

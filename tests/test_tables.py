@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from evaluation.errors import InputError
-from netsearch.engine import Batch, SearchConfig, run_search
 from netsearch.searches import SEARCHES
-from netsearch.tables import nats_size, nb201
+from netsearch.searches.protocol import Batch, SearchConfig, run_search
+from tabular import nats_size, nb201
 
 DEVICE = "raspi4"
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from evaluation import track
 from evaluation.errors import InputError
-from evaluation.metrics import MetricsLog, read_metrics
-from evaluation.records import Archive, Cost, ModelRecord
-from evaluation.track import Point, Reader, tracking
+from evaluation.files import track
+from evaluation.files.archive import Archive
+from evaluation.files.events import MetricsLog, read_metrics
+from evaluation.files.track import Point, Reader, tracking
+from evaluation.records import Cost, ModelRecord
 
 PARAMS = {"seed": 0, "data": {"name": "digits", "augment": {"flip": False}}, "costs": ["params"]}
 
@@ -407,11 +408,11 @@ def test_a_server_that_is_not_there_ends_nothing(tmp_path, mlflow, monkeypatch, 
 
 
 def test_the_run_writes_what_tracking_reads(tmp_path):
-    from evaluation.run_folder import RunFolder
+    from evaluation.files.run_folder import RunFolder
 
     folder = RunFolder(tmp_path)
-    assert folder.metrics == tmp_path / track.METRICS
-    assert [folder.archive(name).path for name in track.ARCHIVES] == [
+    assert folder.metrics == tmp_path / tracking.METRICS
+    assert [folder.archive(name).path for name in tracking.ARCHIVES] == [
         Path(tmp_path / "archive.jsonl"),
         Path(tmp_path / "random.jsonl"),
     ]

@@ -9,9 +9,10 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from evaluation.checkpoint import Checkpoint
-from evaluation.data import AugmentConfig, Split
-from evaluation.training import (
+from evaluation.data.config import AugmentConfig
+from evaluation.data.dataset import Split
+from evaluation.training.checkpoint import Checkpoint
+from evaluation.training.loop import (
     TrainConfig,
     TrainingError,
     WeightUpdate,

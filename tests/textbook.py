@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from blocksearch.relaxation import Gates
-from blocksearch.supernet import Supernet
+from blocksearch.supernet.supernet import Supernet
 
 
 class Op(nn.Module):

@@ -9,7 +9,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from configs import FOLDER
-from evaluation.run_folder import RunFolder
+from evaluation.files.run_folder import RunFolder
 from run_pipeline import Config, Pipeline
 
 ROOT = Path(__file__).parents[1]

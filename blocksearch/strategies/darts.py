@@ -16,7 +16,6 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from blocksearch import kernels
 from blocksearch.engine import (
     AdamConfig,
     AlphaStep,
@@ -28,9 +27,10 @@ from blocksearch.engine import (
     frozen,
     new_alphas,
 )
-from blocksearch.forms import PLAIN
+from blocksearch.kernels import compiled
 from blocksearch.relaxation import Gates, derive_strongest
-from evaluation.bounded import MOST_NUMBER
+from blocksearch.supernet.forms import PLAIN
+from evaluation.files.bounded import MOST_NUMBER
 
 Weights = dict[str, Tensor]  # of a supernet, by their names in it
 SHIFT = 0.01  # length of w+ - w, as in the paper
@@ -87,7 +87,7 @@ class Darts:
 
         By autograd through the step to w', whose whole graph it keeps.
         """
-        with kernels.plain_path():
+        with compiled.plain_path():
             loss = self._loss(valid, self._virtual_step(train, differentiable=True))
             return self._slope(loss), loss.detach()
 

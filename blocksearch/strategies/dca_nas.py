@@ -29,7 +29,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from blocksearch.budget import Budget, most_probable_cells
 from blocksearch.engine import (
     AdamConfig,
     AlphaStep,
@@ -41,11 +40,12 @@ from blocksearch.engine import (
     frozen,
     new_alphas,
 )
-from blocksearch.forms import Form
 from blocksearch.relaxation import Gates, derive_strongest, one_hot_gates
-from blocksearch.supernet import Supernet
-from evaluation.bounded import MOST_COUNT, MOST_NUMBER
+from blocksearch.strategies.budget import Budget, most_probable_cells
+from blocksearch.supernet.forms import Form
+from blocksearch.supernet.supernet import Supernet
 from evaluation.errors import InputError
+from evaluation.files.bounded import MOST_COUNT, MOST_NUMBER
 
 SETTLED_STEPS = 10  # a set of transit cells that stands so long is worth a capture
 

@@ -28,7 +28,6 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from blocksearch import kernels
 from blocksearch.engine import (
     AdamConfig,
     AlphaStep,
@@ -40,12 +39,13 @@ from blocksearch.engine import (
     frozen,
     new_alphas,
 )
-from blocksearch.forms import PLAIN, Form
+from blocksearch.kernels import compiled
 from blocksearch.one_bit import OneBitConv2d
 from blocksearch.relaxation import Gates, derive_strongest
-from blocksearch.supernet import Supernet
-from evaluation.bounded import MOST_NUMBER
-from evaluation.training import cosine
+from blocksearch.supernet.forms import PLAIN, Form
+from blocksearch.supernet.supernet import Supernet
+from evaluation.files.bounded import MOST_NUMBER
+from evaluation.training.loop import cosine
 
 Hessian = Literal["exact", "fisher"]
 
@@ -117,7 +117,7 @@ def alpha_gradient(
         config: lambda, and which H.
     """
     exact = config.hessian == "exact"
-    with kernels.plain_path(), frozen(child):
+    with compiled.plain_path(), frozen(child):
         each = likelihoods(parent, log_probabilities(child, alphas, images))
         g = each.mean()
         (gradient,) = torch.autograd.grad(g, [alphas], retain_graph=True, create_graph=exact)

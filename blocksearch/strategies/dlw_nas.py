@@ -32,10 +32,10 @@ from blocksearch.engine import (
     frozen,
     new_alphas,
 )
-from blocksearch.forms import PLAIN
 from blocksearch.relaxation import Gates
 from blocksearch.space import Cell, Edge, SearchSpace
-from evaluation.bounded import MOST_NUMBER
+from blocksearch.supernet.forms import PLAIN
+from evaluation.files.bounded import MOST_NUMBER
 
 
 class DlwNasConfig(AdamConfig):

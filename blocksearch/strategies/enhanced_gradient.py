@@ -32,9 +32,9 @@ from blocksearch.engine import (
     frozen,
     new_alphas,
 )
-from blocksearch.forms import PLAIN
 from blocksearch.relaxation import DERIVATIONS, Gates, enhanced_softmax, expected_cost
-from evaluation.bounded import MOST_NUMBER
+from blocksearch.supernet.forms import PLAIN
+from evaluation.files.bounded import MOST_NUMBER
 
 
 class EnhancedGradientConfig(StrategyConfig):

@@ -29,9 +29,9 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from blocksearch.engine import Batch, Cells, SearchSetup, StrategyConfig, WeightStep
-from blocksearch.forms import PLAIN, Form
 from blocksearch.relaxation import Gates, derive_strongest
 from blocksearch.space import SearchSpace
+from blocksearch.supernet.forms import PLAIN, Form
 from evaluation.errors import InputError
 
 LEAST_IMAGES = 8  # that a path is rated on: BatchNorm takes its statistics from them

@@ -24,8 +24,8 @@ from blocksearch.engine import (
     frozen,
     new_alphas,
 )
-from blocksearch.forms import Form
 from blocksearch.relaxation import Gates, derive_strongest
+from blocksearch.supernet.forms import Form
 
 
 class PcDartsConfig(AdamConfig):

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping
 
-from netsearch.engine import NetworkSearch, SearchConfig, SearchName
-from netsearch.problem import Problem
 from netsearch.searches.halving import Halving
 from netsearch.searches.nsga2 import Nsga2
+from netsearch.searches.protocol import NetworkSearch, SearchConfig, SearchName
 from netsearch.searches.random_search import RandomSearch
 from netsearch.searches.smem import Smem
 from netsearch.searches.surrogate import Surrogate
+from netsearch.space.problem import Problem
 
 SEARCHES: Mapping[str, Callable[[Problem, SearchConfig, int], NetworkSearch]] = {
     "random": RandomSearch,

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from netsearch.engine import Batch, History, SearchConfig
-from netsearch.genome import Floats, Genome
-from netsearch.problem import Problem, sample_sizes
-from netsearch.selection import survivors
-from netsearch.variation import Variation
+from netsearch.searches.protocol import Batch, History, SearchConfig
+from netsearch.searches.selection import survivors
+from netsearch.searches.variation import Variation
+from netsearch.space.genome import Floats, Genome
+from netsearch.space.problem import Problem, sample_sizes
 
 LEAST_TOP = 2  # networks that the last rung of a round should have at least
 

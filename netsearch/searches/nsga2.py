@@ -20,10 +20,10 @@ from pymoo.operators.crossover.ux import UX
 from pymoo.problems.static import StaticProblem
 from pymoo.util.ref_dirs import get_reference_directions
 
-from netsearch.engine import Batch, SearchConfig
-from netsearch.genome import Floats, Genome
-from netsearch.problem import Problem, sample_sizes
-from netsearch.variation import Genomes, RandomReset
+from netsearch.searches.protocol import Batch, SearchConfig
+from netsearch.searches.variation import Genomes, RandomReset
+from netsearch.space.genome import Floats, Genome
+from netsearch.space.problem import Problem, sample_sizes
 
 FAILED_ERROR = 1.0  # told to pymoo for a failed candidate; it never enters the archive
 MAX_BARREN_GENERATIONS = 50

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from netsearch.engine import Batch, SearchConfig
-from netsearch.genome import Floats
-from netsearch.problem import Problem, sample_sizes
+from netsearch.searches.protocol import Batch, SearchConfig
+from netsearch.space.genome import Floats
+from netsearch.space.problem import Problem, sample_sizes
 
 
 class RandomSearch:

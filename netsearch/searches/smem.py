@@ -18,11 +18,11 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
-from netsearch.engine import Batch, History, SearchConfig
-from netsearch.genome import Floats, Genome
-from netsearch.problem import Problem, sample_sizes
-from netsearch.selection import survivors
-from netsearch.variation import Variation
+from netsearch.searches.protocol import Batch, History, SearchConfig
+from netsearch.searches.selection import survivors
+from netsearch.searches.variation import Variation
+from netsearch.space.genome import Floats, Genome
+from netsearch.space.problem import Problem, sample_sizes
 
 Order = Callable[[Floats, Floats], NDArray[np.bool_]]  # features (N, D) twice -> first wins, (N,)
 

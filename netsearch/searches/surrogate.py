@@ -17,11 +17,11 @@ from scipy.special import ndtr
 from scipy.stats import qmc
 from threadpoolctl import threadpool_limits
 
-from netsearch.engine import Batch, History, SearchConfig
-from netsearch.genome import Floats, Genome
-from netsearch.models import MODELS
-from netsearch.problem import Problem, sample_sizes
-from netsearch.variation import Variation, neighbours
+from netsearch.searches.models import MODELS
+from netsearch.searches.protocol import Batch, History, SearchConfig
+from netsearch.searches.variation import Variation, neighbours
+from netsearch.space.genome import Floats, Genome
+from netsearch.space.problem import Problem, sample_sizes
 
 LEAST_ERROR = 1e-3  # an error of nothing has no logarithm
 MAX_NEIGHBOURS = 1000

@@ -1,0 +1,1 @@
+"""Trained networks as files for devices, and what they say of pictures."""

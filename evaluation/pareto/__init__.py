@@ -1,0 +1,1 @@
+"""Fronts of networks, and the choice of one of their members."""

@@ -1,0 +1,1 @@
+"""What a run found, for a person: a page, a table, a picture."""

@@ -1,0 +1,1 @@
+"""Training: the one loop, its checkpoints, retraining from scratch, weights, known networks."""

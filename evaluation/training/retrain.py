@@ -1,0 +1,184 @@
+"""Retrain networks from scratch on the full train split; only here the test split is read."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch import nn
+
+from evaluation.data.dataset import worker_dataset
+from evaluation.errors import InputError, reason_of
+from evaluation.files.atomic import read_json, write_json
+from evaluation.files.events import MetricsLog
+from evaluation.files.manifest import check
+from evaluation.records import ModelRecord
+from evaluation.training.checkpoint import Checkpoint
+from evaluation.training.loop import TrainConfig, TrainingContext, correct, seeded_model, train
+from evaluation.training.weights import save_weights
+from evaluation.workers.pool import Workers, run_tasks
+
+WEIGHTS = "weights.safetensors"
+MOST_TRIALS = 10_000
+
+
+class RetrainConfig(BaseModel):
+    """Which Pareto members are trained from scratch, how often, and how."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    members: int = Field(ge=1, le=MOST_TRIALS)
+    baselines: int = Field(ge=0, le=MOST_TRIALS)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(min_length=1)
+    train: TrainConfig
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) != len(seeds):
+            raise ValueError("expected distinct seeds")
+        return seeds
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A network to retrain.
+
+    Attributes:
+        folder: Of its group in the run.
+        record: What is known of it.
+        build: Returns it with fresh weights.
+        description: What stands beside its weights, so that the file says what they are of.
+        keep_weights: Whether those of the first seed stay.
+    """
+
+    folder: str
+    record: ModelRecord
+    build: Callable[[], nn.Module]
+    description: str = ""
+    keep_weights: bool = True
+
+    @property
+    def place(self) -> str:
+        """Its own folder in the run."""
+        return f"{self.folder}/{self.record.id}"
+
+
+def retrain_all(
+    trials: Sequence[Trial],
+    config: RetrainConfig,
+    out: Path,
+    context: TrainingContext,
+    workers: Workers,
+) -> list[ModelRecord]:
+    """Retrain every network with every seed in workers, and leave a `record.json` for each.
+
+    The weights of the first seed are kept, not those of the best: the test split chooses nothing.
+
+    Returns:
+        The records with their test accuracies; with a failure where a training went wrong.
+    """
+    tasks = {
+        (trial, seed): (
+            trial.build,
+            seed,
+            out / trial.place,
+            context,
+            trial.description if trial.keep_weights and seed == config.seeds[0] else None,
+        )
+        for trial in trials
+        for seed in config.seeds
+    }
+    for trial in trials:
+        (out / trial.place).mkdir(parents=True, exist_ok=True)
+    results = dict(run_tasks(retrain, tasks, workers))
+    records = []
+    for trial in trials:
+        accuracies = [results[trial, seed] for seed in config.seeds]
+        good = tuple(a for a in accuracies if isinstance(a, float))
+        if len(good) == len(accuracies):
+            record = trial.record.retrained(good, config.seeds)
+        else:
+            reason = next(str(a) for a in accuracies if not isinstance(a, float))
+            record = replace(trial.record, failure=f"retraining: {reason}")
+        write_json(out / trial.place / "record.json", record.to_json())
+        records.append(record)
+    return records
+
+
+def retrain(
+    build: Callable[[], nn.Module],
+    seed: int,
+    folder: Path,
+    context: TrainingContext,
+    description: str | None,
+) -> float | str:
+    """Train one network from scratch with one seed and return its test accuracy in [0, 1].
+
+    The result stays in `folder` as `seed-<seed>.json`, with the numbers of the test images that the
+    network got wrong; a retraining that finds its files returns it, one that finds its checkpoint
+    goes on from there. One that diverges or runs out of memory returns the reason instead, and
+    leaves no result.
+
+    Args:
+        build: Returns the network with fresh weights drawn from torch's global generator.
+        seed: Of the initial weights, the order of the images and the augmentation.
+        folder: Where this network's files go.
+        context: Data, recipe and device.
+        description: The weights stay as `weights.safetensors`, with this in the header; None keeps
+            none.
+    """
+    result = folder / f"seed-{seed}.json"
+    saved = folder / f"seed-{seed}.ckpt"
+    weights = None if description is None else folder / WEIGHTS
+    if result.exists() and (weights is None or weights.exists()):
+        Checkpoint(saved).remove()  # a kill may have left it
+        if weights is not None:
+            check(weights)
+        return _read_result(result)
+    folder.mkdir(exist_ok=True)  # not those above: a run folder that has vanished stays away
+    dataset = worker_dataset(context.data, context.data_seed, context.device)
+    model = seeded_model(build, seed, context.device)
+    log = MetricsLog(context.metrics, "retrain", f"{folder.name}/{seed}")
+    augment = context.data.augment
+    of = repr((folder.name, seed, model, context.recipe, augment, dataset.fingerprint))
+    checkpoint = Checkpoint(
+        saved, of, every_s=context.checkpoint_s, say=lambda line: log.write(warning=line)
+    )
+    began = time.perf_counter()
+    try:
+        train(
+            model,
+            dataset.train,
+            context.recipe,
+            seed=seed,
+            augment=augment,
+            checkpoint=checkpoint,
+            on_epoch=lambda epoch, loss: log.write(epoch=epoch, loss=loss),
+        )
+        right = correct(model, dataset.test)
+    except torch.AcceleratorError:
+        raise  # the device is broken for this process: no fault of the network
+    except (RuntimeError, MemoryError) as error:
+        return reason_of(error)
+    if weights is not None:
+        save_weights(weights, model, description or "")
+    test_accuracy = float(right.sum()) / len(right)
+    wrong = (~right).nonzero().flatten().tolist()
+    write_json(result, {"seed": seed, "test_accuracy": test_accuracy, "wrong": wrong})
+    checkpoint.remove()
+    log.write(test_accuracy=test_accuracy, seconds=time.perf_counter() - began)
+    return test_accuracy
+
+
+def _read_result(path: Path) -> float:
+    try:
+        accuracy = float(read_json(path)["test_accuracy"])
+        if not 0 <= accuracy <= 1:
+            raise ValueError(f"an accuracy is a fraction in [0, 1], got {accuracy}")
+        return accuracy
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{path}: damaged ({error!r}); delete it to retrain") from error

@@ -1,0 +1,1 @@
+"""Tasks in worker processes, here or on a cluster, and the memory that they may take."""

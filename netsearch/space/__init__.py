@@ -1,0 +1,1 @@
+"""The space of networks: genomes, what they describe, and what they cost."""

@@ -1,0 +1,176 @@
+"""What a network search knows before it evaluates: genes, exact costs, what is allowed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+
+from blocksearch.space import Cell
+from blocksearch.supernet.stack import Stack
+from evaluation.pareto.front import Budgets
+from evaluation.records import Cost
+from netsearch.space.genome import Floats, Genes, Genome, GenomeSpace
+from netsearch.space.latency_table import LatencyTable
+from netsearch.space.network import builder, extreme_genomes
+
+TRIES_PER_SAMPLE = 200
+
+
+class Problem(Protocol):
+    """A space of networks whose costs are known at once and whose errors must be evaluated."""
+
+    @property
+    def genes(self) -> Genes:
+        """The genes of its genomes."""
+
+    @property
+    def bounds(self) -> tuple[Floats, Floats]:
+        """Least value of each cost that is minimised, and the largest that counts, (M - 1,)."""
+
+    def costs(self, genomes: Sequence[Genome]) -> Floats:
+        """Return the costs to minimise beside the error, exact, (N, M - 1)."""
+
+    def excess(self, genomes: Sequence[Genome]) -> Floats:
+        """Return by how much genomes are over a hard budget, 0 for those allowed, (N,)."""
+
+    def id(self, genome: Genome) -> str:
+        """Return what equal networks have in common."""
+
+    def cheapest(self) -> list[Genome]:
+        """Return for each cost a genome than which none has less of it."""
+
+    def features(self, genomes: Sequence[Genome]) -> Floats:
+        """Return what a regression of the error sees, (N, D)."""
+
+
+@dataclass(frozen=True)
+class NetworkProblem:
+    """The networks that a block library makes on images of one shape.
+
+    Attributes:
+        space: Where the genomes live.
+        cells: Block name to cell.
+        image_shape: (C, H, W).
+        classes: Number of classes.
+        budgets: Hard budgets.
+        cost_names: The costs to minimise, names of `Cost.count`.
+        latency: Milliseconds of the cells, where latency is a cost or has a budget.
+    """
+
+    space: GenomeSpace
+    cells: Mapping[str, Cell]
+    image_shape: tuple[int, int, int]
+    classes: int
+    budgets: Budgets
+    cost_names: tuple[str, ...] = ("params",)
+    latency: LatencyTable | None = None
+    _ids: dict[Genome, str] = field(default_factory=dict)
+    _costs: dict[Genome, Cost] = field(default_factory=dict)
+    _extreme: dict[str, tuple[Genome, Genome]] = field(default_factory=dict)
+
+    @property
+    def genes(self) -> Genes:
+        """Those of the space."""
+        return self.space.genes
+
+    @cached_property
+    def bounds(self) -> tuple[Floats, Floats]:
+        """Least and largest of each cost in the space, or the hard budget instead."""
+        least, largest = self._ends(self.cost_names)
+        limits = self.budgets.of_costs()
+        tops = [
+            top if limits[name] is None else limits[name]
+            for name, top in zip(self.cost_names, largest, strict=True)
+        ]
+        return least, np.array(tops, dtype=float)
+
+    def stack(self, genome: Genome) -> Stack:
+        """Return the network of a genome, without weights."""
+        spec = self.space.decode(genome)
+        return builder(spec, self.cells, self.image_shape, self.classes)
+
+    def cost(self, genome: Genome) -> Cost:
+        """Return the exact cost of a genome's network, with its latency if there is a table."""
+        if genome not in self._costs:
+            stack = self.stack(genome)
+            cost = stack.cost()
+            if self.latency is not None:
+                cost = cost.with_latency(self.latency.of(stack))
+            self._costs[genome] = cost
+        return self._costs[genome]
+
+    def costs(self, genomes: Sequence[Genome]) -> Floats:
+        """Return the costs to minimise beside the error, exact, (N, M - 1)."""
+        rows = [[self.cost(genome).count(name) for name in self.cost_names] for genome in genomes]
+        return np.array(rows, dtype=float).reshape(len(rows), len(self.cost_names))
+
+    def excess(self, genomes: Sequence[Genome]) -> Floats:
+        """Return the largest relative excess over a hard budget, 0 for genomes allowed, (N,)."""
+        return np.array([self.budgets.cost_excess(self.cost(genome)) for genome in genomes])
+
+    def id(self, genome: Genome) -> str:
+        """Return the id of a genome's network."""
+        if genome not in self._ids:
+            self._ids[genome] = self.space.decode(genome).id(self.cells)
+        return self._ids[genome]
+
+    def cheapest(self) -> list[Genome]:
+        """Return for each cost a genome than which none has less of it."""
+        return [self._extremes(name)[0] for name in self.cost_names]
+
+    def features(self, genomes: Sequence[Genome]) -> Floats:
+        """Return those of the genes, and the logarithms of all counts between their bounds."""
+        names = tuple(dict.fromkeys(("params", "flops", *self.cost_names)))
+        counts = [[self.cost(genome).count(name) for name in names] for genome in genomes]
+        low, high = np.log(self._ends(names))
+        scaled = (np.log(counts) - low) / np.maximum(high - low, 1e-12)
+        return np.hstack([self.genes.features(np.array(genomes)), scaled])
+
+    def _ends(self, names: tuple[str, ...]) -> tuple[Floats, Floats]:
+        """Return the least and the largest of each count, (names,)."""
+        least, largest = np.array([self.extremes(name) for name in names], dtype=float).T
+        return least, largest
+
+    def extremes(self, name: str) -> tuple[float, float]:
+        """Return the least and the largest value that a cost has in the space."""
+        least, largest = self._extremes(name)
+        return self.cost(least).count(name), self.cost(largest).count(name)
+
+    def _extremes(self, name: str) -> tuple[Genome, Genome]:
+        if name not in self._extreme:
+            if name == "latency_ms" and self.latency is not None:
+                found = self.latency.extreme_genomes(self.space, self.cells)
+            else:
+                found = extreme_genomes(self.space, lambda g: self.cost(g).count(name))
+            self._extreme[name] = found
+        return self._extreme[name]
+
+
+def sample_sizes(
+    problem: Problem, count: int, generator: np.random.Generator
+) -> tuple[list[Genome], list[Genome]]:
+    """Draw genomes spread from small networks to large ones.
+
+    The cheapest of the space by each cost come first: one end of the front, known beforehand.
+
+    Returns:
+        Genomes of at most `count` distinct networks within the hard budgets, and of some over them.
+    """
+    chosen: dict[str, Genome] = {}
+    over: dict[str, Genome] = {}
+
+    def sort_in(genome: Genome) -> None:
+        allowed = problem.excess([genome])[0] <= 0
+        (chosen if allowed else over).setdefault(problem.id(genome), genome)
+
+    for genome in problem.cheapest()[:count]:
+        sort_in(genome)
+    over.clear()
+    drawn = max(count - len(chosen), 1)
+    for attempt in range(count * TRIES_PER_SAMPLE):
+        if len(chosen) == count:
+            break
+        sort_in(problem.genes.random_of_size(attempt % drawn / max(drawn - 1, 1), generator))
+    return [*chosen.values()], [*over.values()]
