@@ -47,7 +47,8 @@ from evaluation.files.events import epochs_and_warnings
 from evaluation.files.run_folder import RunFolder
 from evaluation.pareto.front import spread
 from evaluation.records import ModelRecord
-from evaluation.training.loop import TrainConfig, TrainingContext
+from evaluation.training.loop import TrainConfig
+from evaluation.training.context import RunContext
 from evaluation.training.ready_made import MobileNetV2, mobilenet_near
 from evaluation.training.retrain import Trial, retrain_all
 from headline_facts import (
@@ -62,7 +63,8 @@ from headline_facts import (
 )
 from headline_tables import document, markdown
 from netsearch.members.baselines import fitted, uniform_spec
-from netsearch.members.saved import RETRAINED, trial
+from evaluation.files.names import RETRAINED
+from netsearch.members.saved import trial
 from netsearch.search import genome_space, network_problem
 from netsearch.space.genome import NetworkSpec, stages_for
 from netsearch.space.network import predict_cost

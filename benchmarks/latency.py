@@ -33,7 +33,8 @@ from blocksearch.ops import LIGHT_OPS
 from blocksearch.space import KINDS, NORMAL, REDUCTION, SearchSpace
 from blocksearch.supernet.stack import Stack
 from configs import FOLDER
-from evaluation.cost.latency import DeviceLatencies, measure_ms
+from evaluation.cost.device_latency import DeviceLatencies
+from evaluation.cost.latency import measure_ms
 from evaluation.cost.paretoblocks_latency import NAME_KEY, Options, time_folder
 from evaluation.data.dataset import worker_dataset
 from evaluation.deploy.onnx_files import save_onnx
@@ -41,8 +42,9 @@ from evaluation.files.archive import Archive
 from evaluation.files.atomic import read_json, write_json
 from evaluation.pareto.front import Box, non_dominated, pareto_set
 from evaluation.records import ModelRecord
-from evaluation.training.loop import TrainingContext, seeded_model
-from evaluation.workers.pool import Workers
+from evaluation.training.context import RunContext
+from evaluation.training.loop import seeded_model
+from evaluation.workers.workers import Workers
 from netsearch.search import Images, NetworkStage, hypervolume_box
 from netsearch.space.genome import GenomeSpace
 from netsearch.space.latency_table import EMPTY, LatencyTable, all_parts, export_parts, parts

@@ -20,10 +20,10 @@ from evaluation.data.dataset import worker_dataset
 from evaluation.files.run_folder import RunFolder
 from evaluation.pareto.front import Box
 from evaluation.records import ModelRecord
-from evaluation.workers.pool import Workers
-from netsearch.estimators.shared_training import SHARED_STAGE, score
+from evaluation.workers.workers import Workers
+from netsearch.estimators.shared_scoring import SHARED_STAGE, score
 from netsearch.estimators.shared_weights import SharedWeights
-from netsearch.search import Ranking
+from netsearch.outcome import Ranking
 from run_pipeline import Config, Pipeline
 
 SETTINGS = (

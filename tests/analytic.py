@@ -22,9 +22,11 @@ from evaluation.data.config import DataConfig
 from evaluation.files.archive import Archive
 from evaluation.pareto.front import Budgets
 from evaluation.records import ModelRecord
-from evaluation.training.loop import TrainConfig, TrainingContext
-from evaluation.workers.pool import Workers
-from netsearch.estimators.proxy import Evaluator, ProxyTraining
+from evaluation.training.loop import TrainConfig
+from evaluation.training.context import RunContext
+from evaluation.workers.workers import Workers
+from netsearch.estimators.evaluator import Evaluator
+from netsearch.estimators.proxy import ProxyTraining
 from netsearch.searches import SEARCHES
 from netsearch.searches.protocol import Batch, SearchConfig, run_search
 from netsearch.space.genome import Floats, Genome, GenomeSpace

@@ -22,7 +22,8 @@ from configs import FOLDER
 from evaluation.errors import InputError
 from evaluation.files.run_folder import RunFolder
 from evaluation.workers import clusters
-from evaluation.workers.pool import ONE_WORKER, WorkerDied, Workers, WorkersConfig, run_tasks
+from evaluation.workers.workers import ONE_WORKER, Workers, WorkersConfig
+from evaluation.workers.pool import WorkerDied, run_tasks
 from evaluation.workers.task import gpu_of
 from run_pipeline import Config, Pipeline
 

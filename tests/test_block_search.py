@@ -24,7 +24,7 @@ from evaluation.data.dataset import load_dataset
 from evaluation.errors import InputError
 from evaluation.files.events import read_metrics
 from evaluation.training.checkpoint import Checkpoint
-from evaluation.workers.pool import Workers
+from evaluation.workers.workers import Workers
 
 DIGITS = DataConfig(name="digits", max_train_images=120)
 

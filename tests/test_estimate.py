@@ -18,9 +18,12 @@ from evaluation.files.archive import Archive
 from evaluation.files.events import read_metrics
 from evaluation.pareto.front import Budgets
 from evaluation.records import Cost, ModelRecord
-from evaluation.training.loop import TrainConfig, TrainingContext
-from evaluation.workers.pool import WorkerDied, Workers
-from netsearch.estimators.proxy import Evaluator, ProxyTraining, estimate, proxy_epochs
+from evaluation.training.loop import TrainConfig
+from evaluation.training.context import RunContext
+from evaluation.workers.pool import WorkerDied
+from evaluation.workers.workers import Workers
+from netsearch.estimators.evaluator import Evaluator
+from netsearch.estimators.proxy import ProxyTraining, estimate, proxy_epochs
 from netsearch.searches.protocol import Batch
 from netsearch.space.genome import GenomeSpace
 from netsearch.space.problem import NetworkProblem

@@ -20,8 +20,9 @@ from evaluation.data.config import DataConfig
 from evaluation.errors import InputError
 from evaluation.files.archive import Archive
 from evaluation.pareto.front import pareto_set
-from evaluation.workers.pool import ONE_WORKER, Workers, WorkersConfig
-from netsearch.estimators.proxy import FIRST, Evaluator, ProxyTraining, estimate
+from evaluation.workers.workers import ONE_WORKER, Workers, WorkersConfig
+from netsearch.estimators.evaluator import FIRST, Evaluator
+from netsearch.estimators.proxy import ProxyTraining, estimate
 from netsearch.searches.protocol import Batch
 from processes import alive, needs_proc
 from tiny_run import command, result

@@ -12,7 +12,7 @@ from rich.console import Console
 from configs import FOLDER
 from evaluation.data.dataset import load_dataset
 from evaluation.files.run_folder import RunFolder
-from evaluation.workers.pool import Workers
+from evaluation.workers.workers import Workers
 from netsearch.forecast import forecast as forecast_module
 from netsearch.forecast import timed_steps
 from netsearch.forecast.forecast import Forecast, Plan, Sizes, Times, forecast, reckon, side_by_side

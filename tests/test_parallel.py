@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluation.workers.pool import DEATHS_ALONE, WorkerDied, Workers, run_tasks
+from evaluation.workers.pool import DEATHS_ALONE, WorkerDied, run_tasks
+from evaluation.workers.workers import Workers
 from evaluation.workers.task import Limits
 from processes import alive, needs_proc
 

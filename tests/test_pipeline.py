@@ -25,7 +25,7 @@ from evaluation.files.archive import Archive
 from evaluation.files.run_folder import RunFolder
 from evaluation.pareto.front import non_dominated
 from evaluation.records import Cost, ModelRecord
-from evaluation.workers.pool import Workers
+from evaluation.workers.workers import Workers
 from run_pipeline import Config, Pipeline, app
 
 ROOT = Path(__file__).parent.parent

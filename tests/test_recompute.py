@@ -31,7 +31,8 @@ from evaluation.data.dataset import worker_dataset
 from evaluation.errors import InputError
 from evaluation.files.events import read_metrics
 from evaluation.files.run_folder import RunFolder
-from evaluation.workers.pool import Workers, run_tasks
+from evaluation.workers.workers import Workers
+from evaluation.workers.pool import run_tasks
 from run_pipeline import Config, Pipeline
 from test_block_search import Killed, context
 from test_strategies import OPS as CONTRACT_OPS

@@ -18,9 +18,10 @@ from evaluation.errors import InputError
 from evaluation.files.events import MetricsLog, read_metrics
 from evaluation.records import Cost, ModelRecord
 from evaluation.training.checkpoint import Checkpoint
-from evaluation.training.loop import TrainConfig, TrainingContext, accuracy
+from evaluation.training.loop import TrainConfig, accuracy
+from evaluation.training.context import RunContext
 from evaluation.training.retrain import RetrainConfig, Trial, retrain, retrain_all
-from evaluation.workers.pool import Workers
+from evaluation.workers.workers import Workers
 
 ROOT = Path(__file__).parents[1]
 RECIPE = TrainConfig(

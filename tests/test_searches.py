@@ -30,8 +30,8 @@ from evaluation.data.config import DataConfig
 from evaluation.errors import InputError
 from evaluation.files.archive import Archive
 from evaluation.pareto.front import Budgets, pareto_set
-from evaluation.training.loop import TrainingContext
-from evaluation.workers.pool import Workers
+from evaluation.training.context import RunContext
+from evaluation.workers.workers import Workers
 from netsearch.config import NetSearchConfig
 from netsearch.search import Images, NetworkStage, hypervolume_box
 from netsearch.searches import LABELS, SEARCHES

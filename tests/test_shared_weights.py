@@ -22,12 +22,10 @@ from netsearch.estimators.shared_training import (
     SharedContext,
     SharedWeightsConfig,
     _SharedUpdate,
-    calibrate,
-    estimate_shared,
     sampled_steps,
-    score,
     train_shared,
 )
+from netsearch.estimators.shared_scoring import calibrate, estimate_shared, score
 from netsearch.estimators.shared_weights import SharedWeights
 from netsearch.space.genome import GenomeSpace, NetworkSpec, Stage
 

@@ -15,12 +15,15 @@ from evaluation.data.dataset import worker_dataset
 from evaluation.errors import InputError
 from evaluation.files.archive import Archive
 from evaluation.training.checkpoint import Checkpoint
-from evaluation.training.loop import TrainConfig, TrainingContext
-from evaluation.workers.pool import Workers
+from evaluation.training.loop import TrainConfig
+from evaluation.training.context import RunContext
+from evaluation.workers.workers import Workers
 from netsearch.config import NetSearchConfig
-from netsearch.estimators.shared_training import SharedWeightsConfig, score
+from netsearch.estimators.shared_training import SharedWeightsConfig
+from netsearch.estimators.shared_scoring import score
 from netsearch.estimators.shared_weights import SharedWeights
-from netsearch.search import Images, NetworkStage, Outcome
+from netsearch.search import Images, NetworkStage
+from netsearch.outcome import Outcome
 from netsearch.space.latency_table import LatencyTable
 
 SHAPE, CLASSES = (1, 8, 8), 10
