@@ -33,6 +33,7 @@ from blocksearch.ops import LIGHT_OPS
 from blocksearch.space import KINDS, NORMAL, REDUCTION, SearchSpace
 from blocksearch.supernet.stack import Stack
 from configs import FOLDER
+from configs.experiment import Config
 from evaluation.cost.device_latency import DeviceLatencies
 from evaluation.cost.latency import measure_ms
 from evaluation.cost.paretoblocks_latency import NAME_KEY, Options, time_folder
@@ -51,7 +52,6 @@ from netsearch.space.latency_table import EMPTY, LatencyTable, all_parts, export
 from netsearch.space.latency_table import ROUNDS as PART_ROUNDS
 from netsearch.space.network import builder
 from netsearch.space.problem import NetworkProblem
-from run_pipeline import Config
 
 IMAGES = Images((3, 32, 32), 10)
 DEPTHS, WIDTHS = (1, 2, 3), (4, 8, 16, 24)
@@ -204,8 +204,7 @@ def fronts(library: BlockLibrary | None, out: Path, data: Path | None, seed: int
         blocks = library or random_library(images.shape[1:], seed)
         folder = out / f"{'digits' if data is None else 'cifar10'}-{seed}-{cost}"
         folder.mkdir(parents=True, exist_ok=True)
-        recipe = config.netsearch.train
-        context = TrainingContext(config.data, seed, recipe, "cpu", folder / "metrics.jsonl")
+        context = RunContext(config.data, seed, "cpu", folder / "metrics.jsonl")
         stage = NetworkStage(config.netsearch, blocks, images, context, folder, Workers(2))
         kept(folder / "pareto.json", lambda stage=stage: stage.run().to_json())
         stages[cost] = stage

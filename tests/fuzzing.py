@@ -258,7 +258,7 @@ def quickstart() -> dict[str, Any]:
 
 def read_outcome(path: Path) -> None:
     """Read the front and say where its box lies."""
-    outcome = Members(RunFolder(path.parent), elsewhere=False).outcome
+    outcome = Members(RunFolder(path.parent), retraining=1).outcome
     outcome.box.describe().encode()
     outcome.box.hypervolume(outcome.front)
 

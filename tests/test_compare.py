@@ -12,8 +12,9 @@ import pytest
 from blocksearch.compare import Row, summary
 from blocksearch.nas_bench_201 import SPACE, Table, benchmark_network, cell_of
 from blocksearch.space import KINDS, Cell
+from configs import FOLDER
+from configs.experiment import Config
 from evaluation.errors import InputError
-from run_pipeline import FOLDER, Config
 
 ROOT = Path(__file__).parents[1]
 SMALL = (

@@ -20,8 +20,8 @@ from evaluation.cost.paretoblocks_latency import FORMAT
 from evaluation.cost.paretoblocks_latency import main as measure_on_device
 from evaluation.data.config import DataConfig
 from evaluation.errors import InputError
-from evaluation.training.loop import TrainConfig, seeded_model
 from evaluation.training.context import RunContext
+from evaluation.training.loop import TrainConfig, seeded_model
 from evaluation.workers.workers import Workers
 from netsearch.config import NetSearchConfig
 from netsearch.search import Images, NetworkStage
@@ -238,7 +238,7 @@ def stage(folder, library, source=None, **changes):
         train=RECIPE,
         **fields,
     )
-    training = TrainingContext(DataConfig(name="digits"), 0, RECIPE, "cpu", folder / "m.jsonl")
+    training = RunContext(DataConfig(name="digits"), 0, "cpu", folder / "m.jsonl")
     return NetworkStage(config, library, Images(SHAPE, CLASSES), training, folder, Workers(1))
 
 

@@ -139,7 +139,7 @@ def use(folder: Path) -> None:
     run = Pipeline.open(folder)
     run.console = Console(file=io.StringIO())
     run.report()
-    for record in run.retrained():
+    for record in run.members.retrained():
         read_weights(run.members.weights(record))
 
 

@@ -9,8 +9,9 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from configs import FOLDER
+from configs.experiment import Config
 from evaluation.files.run_folder import RunFolder
-from run_pipeline import Config, Pipeline
+from run_pipeline import Pipeline
 
 ROOT = Path(__file__).parents[1]
 TINY = (
