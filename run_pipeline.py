@@ -31,7 +31,6 @@ from evaluation.terminal.options import (
     Folder,
     Images,
     Out,
-    Tracker,
     Until,
     Where,
 )
@@ -202,14 +201,14 @@ def run(
     until: Annotated[Until, typer.Option(help="Stop after this stage.")] = Until.RETRAIN,
     device: Where = Device.AUTO,
     workers: Count = None,
-    track: Annotated[
-        list[Tracker] | None, typer.Option(help="Show scalars there as well; may be repeated.")
-    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write event files into the run's folder as well.")
+    ] = False,
 ) -> int:
     """Run the pipeline; the same call again continues where a run stopped."""
     folder = out or Path("runs") / config.stem
     pipeline = Pipeline.begin(config, changes or (), folder, device.resolve(), workers)
-    pipeline.trackers = [tracker.value for tracker in track or ()]
+    pipeline.tensorboard = tensorboard
     pipeline.run(until.value)
     pipeline.console.print(f"done: {folder}")
     return DONE

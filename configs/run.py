@@ -1,7 +1,7 @@
 """One run: its config and its folder, what all stages share, and what is exported of it."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from evaluation.deploy.formats import Format
 from evaluation.errors import InputError
 from evaluation.files.events import epochs_and_warnings
 from evaluation.files.run_folder import Facts, RunFolder, versions
-from evaluation.files.track import tracking
+from evaluation.files.track import TensorBoard
 from evaluation.records import ModelRecord
 from evaluation.terminal.progress import timed_stage
 from evaluation.workers.workers import ONE_WORKER, Workers
@@ -44,7 +44,7 @@ class Run:
         device: `cpu` or `cuda`.
         workers: Where searches and trainings run, and how many at the same time.
         console: Where messages go.
-        trackers: Who else is told the scalars of the run, see `evaluation.files.track`.
+        tensorboard: Whether scalars go into event files as well, see `evaluation.files.track`.
         recompute: Names of the block searches that recompute their cells, for want of memory.
         fingerprint: Of the images that the run is of; None: of a run that begins, or goes on.
     """
@@ -55,9 +55,10 @@ class Run:
     device: str = "cpu"
     workers: Workers = ONE_WORKER
     console: Console = field(default_factory=lambda: Console(**PLAIN, stderr=True))
-    trackers: Sequence[str] = ()
+    tensorboard: bool = False
     fingerprint: str | None = None
     recompute: frozenset[str] = field(default=frozenset(), init=False)
+    _forward: Callable[[], None] = field(default=lambda: None, init=False)
 
     @classmethod
     def begin(
@@ -237,15 +238,27 @@ class Run:
         say(f"{data.describe()}; {machine_name(device)}, workers: {self.workers}")
         say(str(forecast(data, self.plan(until), device=device, recompute=self.recompute)))
 
-    def tracked(self) -> AbstractContextManager[None]:
-        """Tell the trackers of the run while the block runs."""
-        folder, params = self.folder.path, self.config.model_dump(mode="json")
-        say = self.console.print
-        return tracking(self.trackers, folder, name=self.name, params=params, say=say)
+    @contextmanager
+    def tracked(self) -> Iterator[None]:
+        """Tell TensorBoard the scalars of the run while the block runs, if that is wanted."""
+        if not self.tensorboard:
+            yield
+            return
+        board = TensorBoard(self.folder.path, self.console.print)
+        self._forward = board.forward
+        try:
+            yield
+        finally:
+            board.close()
 
     def step(
         self, stage: str, title: str, total: int, count: Callable[[], int] | None = None
     ) -> AbstractContextManager[None]:
         """Show and time a stage; without `count`, its epochs are counted."""
         counter = count or epochs_and_warnings(self.folder.metrics, stage, self.console.print)
-        return timed_stage(self.console, self.folder.metrics, stage, title, total, counter)
+
+        def counted() -> int:
+            self._forward()
+            return counter()
+
+        return timed_stage(self.console, self.folder.metrics, stage, title, total, counted)

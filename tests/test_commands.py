@@ -298,7 +298,7 @@ def test_scalars_of_a_run_reach_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = pipeline(tmp_path / "run")
-    run.trackers = ["tensorboard"]
+    run.tensorboard = True
     run.run("networks")
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()

@@ -1,9 +1,7 @@
-"""Tracking: what the trackers hold afterwards equals the run's files, once each, come what may."""
+"""What the event files hold afterwards equals the files of the run, once each, come what may."""
 
 import builtins
 import json
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -12,32 +10,9 @@ from evaluation.errors import InputError
 from evaluation.files import track
 from evaluation.files.archive import Archive
 from evaluation.files.events import MetricsLog, read_metrics
-from evaluation.files.track import Point, Reader, tracking
+from evaluation.files.run_folder import RunFolder
+from evaluation.files.track import Point, Reader, TensorBoard
 from evaluation.records import Cost, ModelRecord
-
-PARAMS = {"seed": 0, "data": {"name": "digits", "augment": {"flip": False}}, "costs": ["params"]}
-
-
-@pytest.fixture
-def mlflow(monkeypatch, tmp_path):
-    """A function that returns {tag: [(step, value)]} and the params of a folder's MLflow run."""
-    pytest.importorskip("mlflow")
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
-        monkeypatch.delenv(name, raising=False)
-    for name in (*track.MLFLOW_SETTINGS, "MLFLOW_ALLOW_FILE_STORE"):
-        monkeypatch.setenv(name, "1")  # setdefault of the code must not outlive the test
-    from mlflow.tracking import MlflowClient
-
-    def read(folder, store=None):
-        client = MlflowClient(tracking_uri=(store or folder / "mlflow").resolve().as_uri())
-        run = client.get_run(json.loads((folder / "mlflow.json").read_text())["run_id"])
-        history = {
-            tag: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, tag)]
-            for tag in run.data.metrics
-        }
-        return history, run
-
-    return read
 
 
 def event_files(folder, times=False):
@@ -101,58 +76,7 @@ def log_all(folder):
     log_retraining(folder)
 
 
-def quietly(kinds, folder, **changes):
-    """Track, and fail on a warning."""
-    return tracking(
-        kinds, folder, name="run", params=PARAMS, say=pytest.fail, **{"every_s": 0.01} | changes
-    )
-
-
-class Memory:
-    """A sink that keeps what it is told, and raises where it is asked to."""
-
-    def __init__(self, fails_at="", there=()):
-        self.points, self.fails_at, self.there = [], fails_at, dict(there)
-        self.closed, self.thread, self.wrote = None, None, threading.Event()
-
-    def _maybe(self, place):
-        if place == self.fails_at:
-            raise OSError(f"no space left in {place}\nand more")
-
-    def start(self):
-        self.thread = threading.current_thread()
-        self._maybe("start")
-
-    def last_step(self, tag):
-        return self.there.get(tag, -1)
-
-    def write(self, points):
-        self._maybe("write")
-        self.points += points
-        self.wrote.set()
-
-    def close(self, failed):
-        self._maybe("close")
-        self.closed = failed
-
-    @property
-    def scalars(self):
-        found = {}
-        for point in self.points:
-            found.setdefault(point.tag, []).append((point.step, point.value))
-        return found
-
-
-@pytest.fixture
-def memory(monkeypatch):
-    """A function that makes sinks of these names known and returns them."""
-
-    def install(**sinks):
-        for kind, sink in sinks.items():
-            monkeypatch.setitem(track.SINKS, kind, lambda *arguments, sink=sink: sink)
-        return sinks
-
-    return install
+LOSS = "blocks/darts-w_0.5-s0/loss"
 
 
 def test_the_files_of_a_run_become_points_with_their_step_and_time(tmp_path):
@@ -188,231 +112,67 @@ def test_a_half_written_last_line_is_left_for_later_and_a_broken_one_passed_over
     assert [(p.step, p.value) for p in reader.read()] == [(3, 0.5)]
 
 
-def test_an_epoch_that_a_killed_run_logged_twice_is_one_point(tmp_path, memory):
-    sink = memory(memory=Memory())["memory"]
-    log_search(tmp_path, (1, 2, 3, 2, 3, 4))
-    with quietly(["memory"], tmp_path):
-        pass
-    assert [step for step, _ in sink.scalars["blocks/darts-w_0.5-s0/loss"]] == [1, 2, 3, 4]
+def test_points_are_seen_while_the_run_goes_on_and_the_last_ones_at_its_end(tmp_path):
+    board = TensorBoard(tmp_path, say=pytest.fail)
+    log_search(tmp_path, (1,))
+    board.forward()
+    assert event_files(tmp_path) == {LOSS: [(1, 1.0)]}
+    board.forward()  # nothing is new
+    log_search(tmp_path, (2,))
+    assert event_files(tmp_path) == {LOSS: [(1, 1.0)]}
+    board.close()
+    assert event_files(tmp_path) == {LOSS: [(1, 1.0), (2, 0.5)]}
 
 
-def test_points_come_while_the_block_runs_and_the_last_ones_at_its_end(tmp_path, memory):
-    sink = memory(memory=Memory())["memory"]
-    with quietly(["memory"], tmp_path):
-        log_search(tmp_path, (1, 2))
-        assert sink.wrote.wait(timeout=60)
-        assert sink.closed is None and sink.thread.is_alive()
-    assert sink.scalars == {"blocks/darts-w_0.5-s0/loss": SCALARS["blocks/darts-w_0.5-s0/loss"]}
-    assert sink.closed is False and not sink.thread.is_alive()
-
-    later = memory(memory=Memory())["memory"]
-    with quietly(["memory"], tmp_path, every_s=3600):
-        log_search(tmp_path, (3,))
-    assert [step for step, _ in later.scalars["blocks/darts-w_0.5-s0/loss"]] == [1, 2, 3]
-
-
-def test_a_sink_is_given_only_what_it_does_not_hold(tmp_path, memory):
-    there = {"blocks/darts-w_0.5-s0/loss": 2, "networks/seconds": 3}
-    sink = memory(memory=Memory(there=there))["memory"]
+def test_event_files_hold_every_scalar_once_also_after_a_kill(tmp_path, capsys):
+    log_search(tmp_path, (1,))
+    TensorBoard(tmp_path, say=pytest.fail).forward()  # and then a kill
+    (tmp_path / "metrics.jsonl").unlink()
+    log_search(tmp_path, (1,))  # an epoch that was done twice
     log_all(tmp_path)
-    log_search(tmp_path, (3,))
-    with quietly(["memory"], tmp_path):
-        pass
-    assert sink.scalars["blocks/darts-w_0.5-s0/loss"] == [(3, 1 / 3)]
-    assert "networks/seconds" not in sink.scalars
-    assert sink.scalars["retrain/abc/0/loss"] == SCALARS["retrain/abc/0/loss"]
+    for _ in range(2):
+        board = TensorBoard(tmp_path, say=pytest.fail)
+        board.close()
+        assert event_files(tmp_path) == SCALARS
+    logged = [event["time_s"] for event in read_metrics(tmp_path / "metrics.jsonl")]
+    assert event_files(tmp_path, times=True)[LOSS] == [logged[0], logged[2]]
+    assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("place", ["start", "write", "close"])
-def test_a_sink_that_raises_ends_nothing_and_warns_once(tmp_path, memory, place):
-    sinks = memory(broken=Memory(fails_at=place), whole=Memory())
+def test_a_failure_is_said_once_and_the_next_call_writes_all(tmp_path):
     said = []
-    log_all(tmp_path)
-    with tracking(
-        ["broken", "whole"], tmp_path, name="run", params={}, say=said.append, every_s=0.01
-    ):
-        assert sinks["whole"].wrote.wait(timeout=60)
-        log_search(tmp_path, (3, 4))
-    assert sinks["whole"].closed is False  # the other goes on to the end
-    assert sinks["whole"].scalars["blocks/darts-w_0.5-s0/loss"][-1] == (4, 0.25)
+    log_search(tmp_path, (1,))
+    (tmp_path / track.FOLDER).write_text("no folder")
+    board = TensorBoard(tmp_path, said.append)
+    for _ in range(3):
+        board.forward()
+    board.close()
     (warning,) = said
-    assert warning.startswith("warning: --track broken") and "\n" not in warning
-    assert f"OSError: no space left in {place}" in warning
-    assert not sinks["broken"].thread.is_alive()
+    assert warning.startswith("warning: --tensorboard has failed, the run goes on: ")
+    assert "Error: " in warning and "\n" not in warning
+    (tmp_path / track.FOLDER).unlink()
+    TensorBoard(tmp_path, pytest.fail).close()
+    assert event_files(tmp_path) == {LOSS: [(1, 1.0)]}
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_the_thread_ends_with_the_block_also_on_an_exception(tmp_path, memory, error):
-    sink = memory(memory=Memory())["memory"]
-    with pytest.raises(error), quietly(["memory"], tmp_path, every_s=3600):
-        log_search(tmp_path, (1,))
-        raise error("in the run")
-    assert not sink.thread.is_alive()
-    assert sink.closed is True and len(sink.points) == 1
-
-
-def test_nothing_to_track_starts_no_thread_and_touches_nothing(tmp_path):
-    before = threading.active_count()
-    with quietly([], tmp_path):
-        assert threading.active_count() == before
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_unknown_tracker_is_refused_naming_those_there_are(tmp_path):
-    with (
-        pytest.raises(InputError, match="expected tensorboard or mlflow, got 'wandb'"),
-        quietly(["tensorboard", "wandb"], tmp_path),
-    ):
-        pytest.fail("the block has run")
-
-
-@pytest.mark.parametrize(
-    ("kind", "package"), [("tensorboard", "torch.utils.tensorboard"), ("mlflow", "mlflow")]
-)
-def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, mlflow, kind, package):
+def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
     true_import = builtins.__import__
 
     def without(name, *arguments, **named):
-        if name.startswith(package):
+        if name.startswith("torch.utils.tensorboard"):
             raise ImportError(name)
         return true_import(name, *arguments, **named)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with (
-        pytest.raises(InputError, match=rf"--track {kind}: .*paretoblocks\[track\]"),
-        quietly([kind], tmp_path),
-    ):
-        pytest.fail("the block has run")
-
-
-def test_event_files_hold_every_scalar_once_also_after_a_kill(tmp_path, capsys):
-    with quietly(["tensorboard"], tmp_path):
-        log_search(tmp_path, (1,))
-    half = (tmp_path / "metrics.jsonl").read_bytes()
-    assert event_files(tmp_path) == {"blocks/darts-w_0.5-s0/loss": [(1, 1.0)]}
-
-    (tmp_path / "metrics.jsonl").unlink()
-    log_all(tmp_path)  # what the killed run and its continuation logged
-    assert (tmp_path / "metrics.jsonl").read_bytes() != half
-    with quietly(["tensorboard"], tmp_path):
-        pass
-    assert event_files(tmp_path) == SCALARS
-    logged = [event["time_s"] for event in read_metrics(tmp_path / "metrics.jsonl")]
-    assert event_files(tmp_path, times=True)["blocks/darts-w_0.5-s0/loss"] == logged[:2]
-    with quietly(["tensorboard"], tmp_path):
-        pass
-    assert event_files(tmp_path) == SCALARS
-    assert capsys.readouterr().out == ""
-
-
-def test_an_mlflow_run_holds_every_scalar_once_also_after_a_kill(
-    tmp_path, mlflow, capsys, monkeypatch
-):
-    monkeypatch.setattr(track, "MLFLOW_METRICS", 3)  # the points come in several parts
-    monkeypatch.setattr(track, "MLFLOW_PARAMS", 3)
-    with quietly(["mlflow"], tmp_path):
-        log_search(tmp_path, (1,))
-    history, run = mlflow(tmp_path)
-    assert history == {"blocks/darts-w_0.5-s0/loss": [(1, 1.0)]}
-    assert run.data.params == {
-        "seed": "0",
-        "data.name": "digits",
-        "data.augment.flip": "False",
-        "costs": "['params']",
-    }
-    assert (run.info.run_name, run.info.status) == ("run", "FINISHED")
-
-    (tmp_path / "metrics.jsonl").unlink()
-    log_all(tmp_path)
-    for _ in range(2):  # the second time nothing is new
-        with quietly(["mlflow"], tmp_path):
-            pass
-        history, again = mlflow(tmp_path)
-        assert history == SCALARS
-        assert again.info.run_id == run.info.run_id
-    assert capsys.readouterr().out == ""
-
-
-def test_an_mlflow_run_that_goes_on_is_running_and_its_points_have_their_times(tmp_path, mlflow):
-    from mlflow.tracking import MlflowClient
-
-    with quietly(["mlflow"], tmp_path):
-        log_search(tmp_path, (1,))
-    with quietly(["mlflow"], tmp_path):
-        log_search(tmp_path, (2,))
-        deadline = time.monotonic() + 60
-        while len(mlflow(tmp_path)[0]["blocks/darts-w_0.5-s0/loss"]) < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        assert mlflow(tmp_path)[1].info.status == "RUNNING"
-    _, run = mlflow(tmp_path)
-    assert run.info.status == "FINISHED"
-    client = MlflowClient(tracking_uri=(tmp_path / "mlflow").as_uri())
-    history = client.get_metric_history(run.info.run_id, "blocks/darts-w_0.5-s0/loss")
-    logged = [event["time_s"] for event in read_metrics(tmp_path / "metrics.jsonl")]
-    assert [metric.timestamp for metric in history] == [round(1000 * time_s) for time_s in logged]
-
-
-def test_an_mlflow_run_that_was_moved_goes_on_where_it_is(tmp_path, mlflow):
-    here, there = tmp_path / "here", tmp_path / "there"
-    here.mkdir()
-    with quietly(["mlflow"], here):
-        log_search(here, (1,))
-    _, run = mlflow(here)
-    here.rename(there)
-    with quietly(["mlflow"], there):
-        log_search(there, (2,))
-    history, again = mlflow(there)
-    assert history == {"blocks/darts-w_0.5-s0/loss": [(1, 1.0), (2, 0.5)]}
-    assert again.info.run_id == run.info.run_id
-
-
-def test_a_run_that_mlflow_no_longer_knows_begins_anew(tmp_path, mlflow, monkeypatch):
-    with quietly(["mlflow"], tmp_path):
-        log_all(tmp_path)
-    _, run = mlflow(tmp_path)
-    other = tmp_path / "other"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", other.as_uri())
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
-    with quietly(["mlflow"], tmp_path):
-        pass
-    history, again = mlflow(tmp_path, other)
-    assert history == SCALARS and again.info.run_id != run.info.run_id
-    (tmp_path / "mlflow.json").write_text(json.dumps({"run_id": "0" * 32}))
-    with quietly(["mlflow"], tmp_path):
-        pass
-    assert mlflow(tmp_path, other)[0] == SCALARS
-
-
-def test_a_run_that_ends_with_an_exception_has_failed_for_mlflow(tmp_path, mlflow):
-    with pytest.raises(RuntimeError), quietly(["mlflow"], tmp_path):
-        log_search(tmp_path, (1,))
-        raise RuntimeError("in the run")
-    history, run = mlflow(tmp_path)
-    assert run.info.status == "FAILED" and len(history) == 1
-
-
-def test_a_server_that_is_not_there_ends_nothing(tmp_path, mlflow, monkeypatch, capsys):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # the discard port
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    said, ran = [], False
-    with tracking(
-        ["mlflow", "tensorboard"], tmp_path, name="run", params={}, say=said.append, every_s=0.01
-    ):
-        log_all(tmp_path)
-        ran = True
-    assert ran and len(said) == 1 and "--track mlflow" in said[0]
-    assert not (tmp_path / "mlflow.json").exists()
-    assert event_files(tmp_path) == SCALARS
-    assert capsys.readouterr().out == ""
+    with pytest.raises(InputError, match=r"--tensorboard: .*paretoblocks\[track\]"):
+        TensorBoard(tmp_path, pytest.fail)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_run_writes_what_tracking_reads(tmp_path):
-    from evaluation.files.run_folder import RunFolder
-
     folder = RunFolder(tmp_path)
-    assert folder.metrics == tmp_path / tracking.METRICS
-    assert [folder.archive(name).path for name in tracking.ARCHIVES] == [
+    assert folder.metrics == tmp_path / track.METRICS
+    assert [folder.archive(name).path for name in track.ARCHIVES] == [
         Path(tmp_path / "archive.jsonl"),
         Path(tmp_path / "random.jsonl"),
     ]

@@ -1,7 +1,7 @@
-"""Scalars of a run for TensorBoard or MLflow, forwarded from its files while it goes on.
+"""Scalars of a run for TensorBoard, forwarded from its files while it goes on.
 
-The run writes `metrics.jsonl` and its archives whether or not somebody tracks it; a thread of the
-parent process follows these files, so that no worker knows of a tracker. The tags:
+The run writes `metrics.jsonl` and its archives whether or not somebody tracks it; whoever counts
+its progress has these files read, so that no worker knows of a tracker. The tags:
 
 - `<stage>/<task>/<scalar>` by epoch, where the task has epochs: a block search, a retraining;
 - `<stage>/<scalar>` by number, for the results of tasks without: networks as they are evaluated,
@@ -11,34 +11,21 @@ parent process follows these files, so that no worker knows of a tracker. The ta
 """
 
 import math
-import os
 import re
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from evaluation.errors import InputError, not_installed
-from evaluation.files.atomic import read_json, write_json
+from evaluation.errors import not_installed, reason_of
 from evaluation.files.bounded import MOST_LOG_BYTES, check_file, parse_json
 
-EVERY_S = 5.0  # between two looks at the files
+FOLDER = "tensorboard"  # in that of a run
 METRICS = "metrics.jsonl"
 ARCHIVES = ("archive", "random")
 NOT_SCALARS = ("stage", "task", "time_s", "epoch")
-EXPERIMENT = "paretoblocks"  # of MLflow, unless MLFLOW_EXPERIMENT_NAME is set
-MLFLOW_METRICS, MLFLOW_PARAMS = 1000, 100  # the most that its server takes at a time
-MLFLOW_VALUE = 500  # characters of a param; every version keeps so many
-MLFLOW_SETTINGS = {  # each unless the user has set it
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output belongs to --json
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # the default tries for minutes
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-}
 
 
 @dataclass(frozen=True)
@@ -51,101 +38,58 @@ class Point:
     time_s: float
 
 
-class Sink(Protocol):
-    """Where points go. All methods are called in one thread; any may raise anything."""
+class TensorBoard:
+    """Event files in `<run folder>/tensorboard`, written anew by every call of a run."""
 
-    def start(self) -> None:
-        """Open it; before this nothing is touched."""
+    def __init__(self, folder: Path, say: Callable[[str], None]):
+        """Begin, by deleting the event files of earlier calls: their points come again.
 
-    def last_step(self, tag: str) -> int:
-        """Return the greatest step that an earlier run left there, -1 if none."""
+        Args:
+            folder: Of the run, which it has claimed.
+            say: Called with a warning.
 
-    def write(self, points: Sequence[Point]) -> None:
-        """Add points, and have them seen."""
+        Raises:
+            InputError: If the packages of the extra `track` are not there.
+        """
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise not_installed("track", "--tensorboard") from error
+        self._folder, self._open, self._say = folder / FOLDER, SummaryWriter, say
+        self._reader, self._last = Reader(folder), dict[str, int]()
+        self._writer: Any = None
+        self._failed = False
 
-    def close(self, failed: bool) -> None:
-        """Close it; `failed` says whether the run ended with an exception."""
+    def forward(self) -> None:
+        """Write what is new in the files of the run.
 
+        If that fails, which a full disk may have it do, it is said once, and nothing more is
+        written: the run goes on, and its next call writes all of it.
+        """
+        if self._failed:
+            return
+        try:
+            self._write(self._reader.read())
+        except Exception as error:
+            self._failed = True
+            self._say(f"warning: --tensorboard has failed, the run goes on: {reason_of(error)}")
 
-@contextmanager
-def tracking(
-    kinds: Sequence[str],
-    folder: Path,
-    *,
-    name: str,
-    params: Mapping[str, Any],
-    say: Callable[[str], None],
-    every_s: float = EVERY_S,
-) -> Iterator[None]:
-    """Forward the scalars of a run while the block runs, and the last ones at its end.
+    def _write(self, points: list[Point]) -> None:
+        if self._writer is None:
+            for earlier in self._folder.glob("events.out.tfevents.*"):
+                earlier.unlink()
+            self._writer = self._open(str(self._folder))
+        for point in points:
+            if point.step > self._last.get(point.tag, -1):  # a killed run may log an epoch twice
+                self._last[point.tag] = point.step
+                self._writer.add_scalar(point.tag, point.value, point.step, walltime=point.time_s)
+        self._writer.flush()
 
-    A tracker that fails is given up with one warning; it never ends the block. What it has missed
-    it is given when the run is called again.
-
-    Args:
-        kinds: Names in `SINKS`; none does nothing.
-        folder: Of the run, which it has claimed: trackers put files of their own there.
-        name: What the run is called.
-        params: The config as plain data, tables in tables.
-        say: Called with a warning, from a thread.
-        every_s: Seconds between two looks at the files of the run.
-
-    Raises:
-        InputError: If a name is unknown, or the packages of the extra `track` are not there.
-    """
-    for kind in kinds:
-        if kind not in SINKS:
-            raise InputError(f"--track: expected {' or '.join(SINKS)}, got {kind!r}")
-    sinks = {kind: SINKS[kind](folder, name, params) for kind in kinds}
-    stop, failed = threading.Event(), threading.Event()
-    threads = [
-        threading.Thread(
-            target=_forward, args=(kind, sink, folder, say, every_s, stop, failed), daemon=True
-        )
-        for kind, sink in sinks.items()
-    ]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    except BaseException:
-        failed.set()
-        raise
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-
-
-def _forward(
-    kind: str,
-    sink: Sink,
-    folder: Path,
-    say: Callable[[str], None],
-    every_s: float,
-    stop: threading.Event,
-    failed: threading.Event,
-) -> None:
-    """Forward points until told to stop, then what is left."""
-    reader, last = Reader(folder), dict[str, int]()
-    try:
-        sink.start()
-        over = False
-        while not over:
-            over = stop.wait(every_s)
-            points = []
-            for point in reader.read():
-                if point.tag not in last:
-                    last[point.tag] = sink.last_step(point.tag)
-                if point.step > last[point.tag]:  # a killed run may have logged an epoch twice
-                    last[point.tag] = point.step
-                    points.append(point)
-            if points:
-                sink.write(points)
-        sink.close(failed.is_set())
-    except Exception as error:  # whatever a server or a disk may do: the search goes on
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-        say(f"warning: --track {kind} has failed and is given up, the run goes on: {reason}")
+    def close(self) -> None:
+        """Write the last points and close the file."""
+        self.forward()
+        if self._writer is not None and not self._failed:
+            self._writer.close()
 
 
 class Reader:
@@ -223,128 +167,3 @@ class _NewLines:
                 continue
             if isinstance(data, dict):
                 yield data
-
-
-class TensorBoard:
-    """Event files in `<run folder>/tensorboard`, written anew by every call of a run."""
-
-    def __init__(self, folder: Path, name: str, params: Mapping[str, Any]):
-        """Check that the package is there; the event files hold neither name nor params."""
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise not_installed("track", "--track tensorboard") from error
-        self._folder = folder / "tensorboard"
-        self._open = SummaryWriter
-
-    def start(self) -> None:
-        """Delete the event files of earlier calls: the points of these come again."""
-        for earlier in self._folder.glob("events.out.tfevents.*"):
-            earlier.unlink()
-        self._writer = self._open(str(self._folder))
-
-    def last_step(self, tag: str) -> int:
-        """Return -1: the files begin empty."""
-        return -1
-
-    def write(self, points: Sequence[Point]) -> None:
-        """Append to the event file."""
-        for point in points:
-            self._writer.add_scalar(point.tag, point.value, point.step, walltime=point.time_s)
-        self._writer.flush()
-
-    def close(self, failed: bool) -> None:
-        """Close the event file."""
-        self._writer.close()
-
-
-class MLflow:
-    """One run of MLflow for a run folder; `mlflow.json` there holds its id for later calls.
-
-    The server is that of MLFLOW_TRACKING_URI, else files in `<run folder>/mlflow`. MLflow 3 wants
-    MLFLOW_ALLOW_FILE_STORE for these, here and where its user interface is started; its databases
-    need more than `mlflow-skinny`.
-    """
-
-    def __init__(self, folder: Path, name: str, params: Mapping[str, Any]):
-        """Check that the package is there."""
-        for setting, value in MLFLOW_SETTINGS.items():
-            os.environ.setdefault(setting, value)
-        try:
-            from mlflow import entities, exceptions, tracking
-        except ImportError as error:
-            raise not_installed("track", "--track mlflow") from error
-        self._entities, self._client_class = entities, tracking.MlflowClient
-        self._error = exceptions.MlflowException
-        self._folder, self._name, self._params = folder, name, params
-        self._resumed = False
-
-    def start(self) -> None:
-        """Go on with the run of this folder, or begin one."""
-        server = os.environ.get("MLFLOW_TRACKING_URI")
-        if not server:
-            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-        uri = server or (self._folder / "mlflow").resolve().as_uri()
-        self._client = self._client_class(tracking_uri=uri)
-        known = self._folder / "mlflow.json"
-        earlier = read_json(known) if known.exists() else {}
-        if self._exists(earlier.get("run_id")):
-            self._run_id, self._resumed = earlier["run_id"], True
-            self._client.update_run(self._run_id, status="RUNNING")
-            return
-        self._run_id = self._begin()
-        write_json(known, {"run_id": self._run_id})
-
-    def _exists(self, run_id: Any) -> bool:
-        try:
-            return bool(self._client.get_run(str(run_id)))
-        except self._error as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return False
-            raise
-
-    def _begin(self) -> str:
-        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
-        there = self._client.get_experiment_by_name(experiment)
-        id = there.experiment_id if there else self._client.create_experiment(experiment)
-        run_id = str(self._client.create_run(id, run_name=self._name).info.run_id)
-        params = [
-            self._entities.Param(key, value[:MLFLOW_VALUE]) for key, value in _flat(self._params)
-        ]
-        for first in range(0, len(params), MLFLOW_PARAMS):
-            self._client.log_batch(run_id, params=params[first : first + MLFLOW_PARAMS])
-        return run_id
-
-    def last_step(self, tag: str) -> int:
-        """Ask the server."""
-        if not self._resumed:
-            return -1
-        history = self._client.get_metric_history(self._run_id, tag)
-        return max((metric.step for metric in history), default=-1)
-
-    def write(self, points: Sequence[Point]) -> None:
-        """Send the points, many at a time."""
-        metrics = [
-            self._entities.Metric(p.tag, p.value, round(p.time_s * 1000), p.step) for p in points
-        ]
-        for first in range(0, len(metrics), MLFLOW_METRICS):
-            self._client.log_batch(self._run_id, metrics=metrics[first : first + MLFLOW_METRICS])
-
-    def close(self, failed: bool) -> None:
-        """End the run."""
-        self._client.set_terminated(self._run_id, "FAILED" if failed else "FINISHED")
-
-
-def _flat(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the values of tables in tables under names with dots, as text."""
-    for name, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", str(value)
-
-
-SINKS: dict[str, Callable[[Path, str, Mapping[str, Any]], Sink]] = {
-    "tensorboard": TensorBoard,
-    "mlflow": MLflow,
-}

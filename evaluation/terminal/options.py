@@ -17,13 +17,6 @@ class Until(StrEnum):
     RETRAIN = "retrain"
 
 
-class Tracker(StrEnum):
-    """Who is told the scalars of a run."""
-
-    TENSORBOARD = "tensorboard"
-    MLFLOW = "mlflow"
-
-
 class Device(StrEnum):
     """Where a run computes."""
 
