@@ -30,7 +30,7 @@ MOST_ATTEMPTS = 100
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
+def unbroken(no_pictures, tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
     run(folder)
     return result(folder)

@@ -574,6 +574,7 @@ def test_where_nothing_can_be_kept_a_library_lasts_as_long_as_the_process(
     file = tmp_path / "file"
     file.touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(file))  # no folder can be made in it
+    monkeypatch.setenv("CC", script(tmp_path / "compiler", f'exec {COMPILER} "$@" -O0'))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
     compiled._own_cache.cache_clear()
@@ -595,6 +596,7 @@ torch.testing.assert_close(fused.mixed_cell(plan, [x], ones, ones), op(x))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_that_compile_at_once_both_get_a_library(no_library, monkeypatch, tmp_path):
     log = tmp_path / "log"
     meet = f"""echo here >> {log}; i=0

@@ -69,7 +69,11 @@ def test_every_search_has_a_label_and_a_name_that_a_config_may_give():
 
 @ALL
 @pytest.mark.parametrize(
-    ("evaluations", "population"), [(4, 12), (12, 12), (37, 12), (60, 12), (61, 5)]
+    ("evaluations", "population"),
+    [
+        *((4, 12), (12, 12), (61, 5)),
+        *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((37, 12), (60, 12))),
+    ],
 )
 def test_a_search_spends_what_it_may_on_networks_that_are_distinct_and_new(
     tmp_path, trained, name, evaluations, population
