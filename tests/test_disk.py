@@ -94,6 +94,7 @@ def attempts_until_done(folder, writes, key):
     raise AssertionError("the run does not come to its end")
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_once_at_every_kind_of_file_changes_nothing(tmp_path, writes, unbroken):
     def key(path, failed):
         return None if kind(path) in failed else kind(path)
@@ -121,7 +122,10 @@ def test_a_disk_that_is_full_once_at_every_single_write_changes_nothing(tmp_path
     assert result(tmp_path) == unbroken
 
 
-@pytest.mark.parametrize("until", ["blocks", "networks", "retrain"])
+@pytest.mark.parametrize(
+    "until",
+    ["networks", *(pytest.param(other, marks=pytest.mark.slow) for other in ("blocks", "retrain"))],
+)
 def test_a_folder_that_disappears_is_named_and_not_made_again(tmp_path, writes, unbroken, until):
     """It goes in the middle of a stage, and the run goes on when it is back."""
     folder, away = tmp_path / "run", tmp_path / "away"

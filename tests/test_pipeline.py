@@ -31,6 +31,7 @@ from run_pipeline import Config, Pipeline, app
 ROOT = Path(__file__).parent.parent
 STRATEGY = "blocksearch.strategies.enhanced_gradient"
 TINY = tiny_run.WHOLE
+pytestmark = pytest.mark.usefixtures("few_widths", "no_pictures")
 FRONT_KEYS = (
     "id params flops latency_ms valid_accuracy test_accuracy test_accuracy_std seeds genome blocks"
 )

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from configs import FOLDER
 from evaluation.files.run_folder import RunFolder
+from evaluation.report.plots import draw_fronts
 from evaluation.training import ready_made
 from run_pipeline import Config, Pipeline, app
 
@@ -91,8 +92,9 @@ def few_widths() -> Iterator[None]:
 
 
 def run_whole(folder: Path) -> None:
-    """Run `WHOLE` by the command line, in this process."""
-    with few_widths():
+    """Run `WHOLE` by the command line, in this process, with the pictures that others leave out."""
+    with few_widths(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evaluation.report.report.draw_fronts", draw_fronts)
         done = CliRunner().invoke(app, command(folder, 1, WHOLE[len(TINY) :])[2:])
     assert done.exit_code == 0, done.output
     assert "forecast" in done.stderr and done.stdout == ""
