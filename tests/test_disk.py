@@ -214,7 +214,7 @@ def test_half_a_line_of_the_log_costs_itself_and_the_one_after_it(tmp_path, writ
 
 def test_a_command_names_the_full_disk_and_how_to_go_on(tmp_path, writes):
     with writes(lambda path: kind(path) == "archive.jsonl"):
-        done = CliRunner().invoke(app, command(tmp_path)[2:])
+        done = CliRunner().invoke(app, command(tmp_path, 1)[2:])
     assert done.exit_code == 2
     last = done.stderr.splitlines()[-1]
     assert f"{NO_ROOM}: '{tmp_path / 'archive.jsonl'}'" in last
