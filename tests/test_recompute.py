@@ -114,9 +114,25 @@ def same(one: list[Tensor | None], other: list[Tensor | None]) -> bool:
     )
 
 
-@pytest.mark.parametrize("weights", [True, False], ids=["weights", "frozen"])
-@pytest.mark.parametrize("plain", [False, True], ids=["kernels", "plain"])
-@pytest.mark.parametrize("case", list(CASES))
+WAYS = {
+    f"{path}-{state}": (path == "plain", state == "weights")
+    for path in ("kernels", "plain")
+    for state in ("weights", "frozen")
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "plain", "weights"),
+    [  # every case in one way, one case in every way; the rest is of the slow tier
+        pytest.param(
+            *(case, *way),
+            id=f"{case}-{name}",
+            marks=[pytest.mark.slow] * (case != "masked" and name != "kernels-weights"),
+        )
+        for case in CASES
+        for name, way in WAYS.items()
+    ],
+)
 def test_loss_and_gradients_are_the_same_bit_for_bit(case, plain, weights):
     kept, again = (
         outcome(case, recompute=recompute, plain=plain, weights=weights)

@@ -208,6 +208,7 @@ def test_an_exhausted_space_ends_with_an_empty_batch() -> None:
     assert search.ask(100) == Batch(())
 
 
+@pytest.mark.slow
 def test_it_orders_held_out_networks_better_than_linear_regression(nats: TableProblem) -> None:
     """100 labelled networks of the NATS size space, 500 held out, the same features."""
     taus: list[tuple[float, float]] = []
@@ -227,6 +228,7 @@ def test_it_orders_held_out_networks_better_than_linear_regression(nats: TablePr
     assert np.all(pairwise > linear + 0.02), taus
 
 
+@pytest.mark.slow
 def test_it_beats_plain_nsga2_at_200_evaluations(nats: TableProblem) -> None:
     shares = [
         nats.share([genome for batch in asked(nats, 200, seed) for genome in batch.genomes])
