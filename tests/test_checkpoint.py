@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import evaluation.data.batches
 import evaluation.training.checkpoint
 from evaluation.cost.counts import count_params
 from evaluation.data.batches import batches, cycle
@@ -383,9 +384,11 @@ def test_streams_that_start_later_show_the_rest(start, batch_size):
 
 
 def test_batches_that_are_passed_over_are_not_computed(monkeypatch):
-    computed, crop = [], evaluation.data._crop_and_flip
+    computed, crop = [], evaluation.data.batches._crop_and_flip
     monkeypatch.setattr(
-        evaluation.data, "_crop_and_flip", lambda *given: computed.append(None) or crop(*given)
+        evaluation.data.batches,
+        "_crop_and_flip",
+        lambda *given: computed.append(None) or crop(*given),
     )
     taken(cycle(split(), BATCH, torch.Generator(), AUGMENT, start=3 * STEPS + 2), 1)
     assert len(computed) == 1

@@ -117,7 +117,9 @@ def test_an_exported_part_computes_what_the_part_does(library, exported):
 def test_parts_that_are_there_are_not_exported_again(library, exported, monkeypatch):
     folder, count = exported
     written = []
-    monkeypatch.setattr("netsearch.latency.save_onnx", lambda *args, **more: written.append(args))
+    monkeypatch.setattr(
+        "netsearch.space.latency_table.save_onnx", lambda *args, **more: written.append(args)
+    )
     export_parts(SPACE, library.cells, SHAPE, CLASSES, folder / "parts")
     assert written == []
     lines = []

@@ -585,12 +585,12 @@ def test_where_nothing_can_be_kept_a_library_lasts_as_long_as_the_process(
 
 CHECK = """
 import torch
-from blocksearch import fused, kernels
+from blocksearch.kernels import compiled, fused
 from blocksearch.kernels.plan import CellPlan, Term
 from blocksearch.ops import build_op
 op, x = build_op("max_pool_3x3", 4, 1, True), torch.randn(2, 4, 5, 5)
 ones = torch.ones(1, 4)
-assert kernels.fits(x)
+assert compiled.fits(x)
 plan = CellPlan([Term(0, 0, op)], 1, 1, 1)
 torch.testing.assert_close(fused.mixed_cell(plan, [x], ones, ones), op(x))
 """
