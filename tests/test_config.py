@@ -251,7 +251,7 @@ def test_every_key_is_proposed_for_itself_with_a_letter_too_many():
     keys = [key for key in names_of(config_keys()) if key not in STRATEGY]
     own = [key for key in keys if key.startswith("blocksearch.strategies.")]  # are read last
     others = [key for key in keys if key not in own]
-    assert len(own) > 70 and len(others) > 70
+    assert len(own) > 50 and len(others) > 50
     for some in (*batched(own, 10), *batched(others, 10)):  # a message has room for twenty
         message = refusal(*(f"{key}s=1" for key in some))
         for key in some:
