@@ -319,6 +319,7 @@ def test_another_error_is_not_tried_again(error, tmp_path, monkeypatch):
     assert len(failing.recomputing) == 2 and not warnings_of(tmp_path)
 
 
+@pytest.mark.slow
 def test_all_supernets_of_a_strategy_recompute(tmp_path, monkeypatch):
     failing = Failing(monkeypatch, {1}, MemoryError())
     searched(tmp_path, strategies={"dcp_nas": {}})

@@ -71,7 +71,7 @@ def test_every_search_has_a_label_and_a_name_that_a_config_may_give():
 @pytest.mark.parametrize(
     ("evaluations", "population"),
     [
-        *((4, 12), (12, 12), (61, 5)),
+        *((4, 12), (12, 12), (31, 5)),
         *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((37, 12), (60, 12))),
     ],
 )
