@@ -267,7 +267,9 @@ def warnings_of(folder: Path) -> list[str]:
     return [e["warning"] for e in read_metrics(folder / "metrics.jsonl") if "warning" in e]
 
 
-@pytest.mark.parametrize("kind", list(ERRORS))
+@pytest.mark.parametrize(
+    "kind", ["cpu", *(pytest.param(one, marks=pytest.mark.slow) for one in ("gpu", "python"))]
+)
 def test_a_search_without_room_starts_again_and_ends_the_same(kind, tmp_path, monkeypatch):
     expected = searched(tmp_path / "whole")
     failing = Failing(monkeypatch, {4}, ERRORS[kind])  # a step has two passes: in mid-epoch

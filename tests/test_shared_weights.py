@@ -292,6 +292,7 @@ def test_a_weight_that_no_network_of_a_step_uses_stays_and_keeps_its_momentum(di
     assert moved[taken].float().mean() > 0.9
 
 
+@pytest.mark.slow
 def test_recalibration_matters_and_scoring_leaves_the_store_as_it_is(digits):
     shared = store(EASY)
     train_shared(
