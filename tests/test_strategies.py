@@ -125,7 +125,7 @@ def test_the_supernet_holds_no_architecture_logit(strategy_class, make_setup):
     assert not weights & {tensor.data_ptr() for tensor in strategy.architecture()}
 
 
-@every_strategy
+@every_strategy_for_many_steps
 def test_weights_learn_from_train_and_alphas_from_valid(strategy_class, make_setup, period_batch):
     def late_step(train_seed: int, valid_seed: int) -> tuple[list[torch.Tensor], torch.Tensor]:
         strategy = build(strategy_class, make_setup(OPS))
@@ -141,7 +141,7 @@ def test_weights_learn_from_train_and_alphas_from_valid(strategy_class, make_set
     assert not torch.equal(weights, late_step(3, 1)[1])
 
 
-@every_strategy
+@every_strategy_for_many_steps
 def test_derive_is_repeatable_and_valid_and_survives_json(strategy_class, make_setup, period_batch):
     setup = make_setup(OPS)
     strategy = build(strategy_class, setup)
@@ -178,7 +178,7 @@ def test_the_same_seed_gives_the_same_cells_and_another_seed_other_alphas(
         assert not torch.equal(a, c)
 
 
-@every_strategy
+@every_strategy_for_many_steps
 def test_global_random_numbers_do_not_matter(strategy_class, make_setup, period_batch):
     found = []
     for global_seed in (1, 2):
@@ -210,7 +210,7 @@ class Killed(Exception):
     pass
 
 
-@every_strategy_for_many_steps
+@every_strategy_for_minutes
 def test_a_killed_search_continues_bit_for_bit(
     strategy_class, make_setup, period_split, tmp_path: Path
 ):
