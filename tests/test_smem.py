@@ -48,6 +48,10 @@ def nats(data_root: Path) -> TableProblem:
     return nats_size(data_root)
 
 
+def config(evaluations: int, population: int = 20) -> SearchConfig:
+    return SearchConfig(search="smem", evaluations=evaluations, population=population)
+
+
 def asked(problem: TableProblem, evaluations: int, seed: int = 0) -> list[Batch]:
     """Run a search; return its batches."""
     batches: list[Batch] = []
