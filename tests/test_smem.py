@@ -9,7 +9,7 @@ from scipy.stats import kendalltau
 from sklearn.linear_model import LinearRegression
 
 from netsearch.searches import SEARCHES
-from netsearch.searches.protocol import Batch, run_search
+from netsearch.searches.protocol import Batch, SearchConfig, run_search
 from netsearch.searches.selection import survivors
 from netsearch.searches.smem import (
     Smem,
