@@ -35,7 +35,12 @@ from evaluation.workers.pool import Workers, run_tasks
 from run_pipeline import Config, Pipeline
 from test_block_search import Killed, context
 from test_strategies import OPS as CONTRACT_OPS
-from test_strategies import Made, build, every_strategy, tensors_that_a_step_changes
+from test_strategies import (
+    Made,
+    build,
+    every_strategy_for_many_steps,
+    tensors_that_a_step_changes,
+)
 from tiny_run import TINY
 
 EVERY_OP = SearchSpace(tuple(OPS), nodes=2)
@@ -191,7 +196,7 @@ def test_no_cell_draws_a_random_number(case):
         assert torch.equal(torch.random.get_rng_state(), before)
 
 
-@every_strategy
+@every_strategy_for_many_steps
 def test_a_strategy_learns_the_same(strategy_class: Made, make_setup, period_batch, monkeypatch):
     derived_twice = []
     gradient = torch.autograd.grad

@@ -200,6 +200,7 @@ def test_halving_evaluates_what_it_passed_over_once_nothing_new_comes_up_but_no_
     assert {*promoted.genomes, *rest.genomes} == fine
 
 
+@pytest.mark.slow
 @ALL
 def test_a_search_with_one_network_within_the_budget_finds_it_and_ends(tmp_path, trained, name):
     lines = []
@@ -219,7 +220,7 @@ def test_a_search_with_no_network_within_the_budget_asks_for_none(tmp_path, trai
     assert "no new network comes up after 0:" in lines[0]
 
 
-@ALL
+@MOST
 @pytest.mark.parametrize("cost", ["params", "flops", "bits"])
 def test_nothing_over_a_hard_budget_is_evaluated(tmp_path, trained, name, cost):
     free, batches = problem_of(), []

@@ -105,7 +105,7 @@ def test_the_training_loss_falls_on_a_solvable_task(strategy_class, make_setup, 
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
 
 
-@every_strategy_for_many_steps
+@every_strategy_for_minutes
 def test_every_architecture_logit_learns(strategy_class, make_setup, period_batch):
     strategy = build(strategy_class, make_setup(OPS))
     before = [tensor.detach().clone() for tensor in strategy.architecture()]
@@ -326,7 +326,7 @@ def tensors_that_a_step_changes(strategy: Strategy) -> list[torch.Tensor]:
     return list(found.values())
 
 
-@every_strategy
+@every_strategy_for_minutes
 def test_a_search_whose_steps_are_replayed_equals_the_eager_one(
     strategy_class, make_setup, period_split, monkeypatch, tmp_path: Path
 ):
