@@ -89,6 +89,7 @@ def test_the_ends_of_a_front_are_crowded_infinitely_little_and_gaps_count():
     assert crowding[3, 4] > crowding[1, 6] > crowding[2, 5] > 0
 
 
+@pytest.mark.slow
 def test_the_search_recovers_nearly_all_hypervolume_of_an_enumerated_space(tmp_path, trained):
     every, problem = every_record(), problem_of()
     box = hypervolume_box(problem)
