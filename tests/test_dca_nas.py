@@ -135,6 +135,7 @@ def ascend(utilities: torch.Tensor, budget: Budget, steps: int = 1000) -> torch.
     return torch.softmax(alphas.detach(), dim=-1)
 
 
+@pytest.mark.slow
 def test_dual_ascent_comes_within_two_percent_of_linear_programming_within_the_budget(costs):
     # Measured: F is at most 1.007 K', the utility at least 0.989 of the optimum.
     for seed in range(20):

@@ -206,6 +206,7 @@ def test_a_limit_on_memory_fails_the_task_and_leaves_its_worker_alive():
     assert free[0][0] == LIMIT_MIB  # the limit went with its tasks
 
 
+@pytest.mark.slow
 def test_a_full_disk_in_a_worker_reaches_the_caller_and_names_the_file():
     with pytest.raises(OSError, match="No space left on device: 'a/file'") as raised:
         list(run_tasks(full_disk, {0: (0,)}, Workers(2)))
