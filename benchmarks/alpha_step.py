@@ -13,9 +13,9 @@ import torch
 from blocksearch.engine import search
 from blocksearch.search import make_strategy
 from configs import FOLDER
+from configs.experiment import Config
 from evaluation.data.dataset import load_dataset
 from netsearch.space.genome import stages_for
-from run_pipeline import Config
 
 TABLE = "blocksearch.strategies.enhanced_gradient"
 SEEDS = (0, 1, 2)

@@ -14,7 +14,8 @@ import typer
 from joblib import cpu_count
 
 from evaluation.workers import clusters
-from evaluation.workers.pool import ONE_WORKER, Workers, run_tasks
+from evaluation.workers.pool import run_tasks
+from evaluation.workers.workers import ONE_WORKER, Workers
 
 BACKENDS = ("loky", "dask", "ray")
 COUNTS = (1, 2, 4)

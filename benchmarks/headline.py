@@ -44,10 +44,14 @@ from configs.experiment import Config
 from evaluation.errors import InputError
 from evaluation.files.atomic import json_text, read_json, write_atomic
 from evaluation.files.events import epochs_and_warnings
+from evaluation.files.names import RETRAINED
 from evaluation.files.run_folder import RunFolder
 from evaluation.pareto.front import spread
 from evaluation.records import ModelRecord
-from evaluation.training.loop import TrainConfig, TrainingContext
+from evaluation.terminal.options import Device
+from evaluation.terminal.progress import timed_stage  # noqa: E402
+from evaluation.training.context import RunContext
+from evaluation.training.loop import TrainConfig
 from evaluation.training.ready_made import MobileNetV2, mobilenet_near
 from evaluation.training.retrain import Trial, retrain_all
 from headline_facts import (
@@ -62,13 +66,13 @@ from headline_facts import (
 )
 from headline_tables import document, markdown
 from netsearch.members.baselines import fitted, uniform_spec
-from netsearch.members.saved import RETRAINED, trial
+from netsearch.members.saved import trial
 from netsearch.search import genome_space, network_problem
 from netsearch.space.genome import NetworkSpec, stages_for
 from netsearch.space.network import predict_cost
 from netsearch.space.problem import sample_sizes
 from published import ResNet, darts_v2_near, resnet_near
-from run_pipeline import Device, Pipeline
+from run_pipeline import Pipeline
 
 STRATEGY = "enhanced_gradient"
 ALTERNATIVES: dict[str, dict[str, Any]] = {  # what they change of the strategy's table
@@ -100,7 +104,7 @@ class Experiment:
         self.config = pipeline.config
         self.seeds, self.epochs = self.config.retrain.seeds, self.config.retrain.train.epochs
         self.shape, self.classes = pipeline.images.shape, pipeline.images.classes
-        self.members = pipeline.retrained()
+        self.members = pipeline.members.retrained()
         self.library = BlockLibrary.load(pipeline.folder.blocks)
         self.space = genome_space(self.config.netsearch, self.library, pipeline.images)
         assert self.config.netsearch.max_params is not None
@@ -133,20 +137,14 @@ class Experiment:
         """Cells of other readings of "enhanced gradient", searched here, stacked like gamma's."""
         pipeline, blocks = self.pipeline, self.config.blocksearch
         folder = RunFolder(pipeline.folder.path / FOLDER / "alternatives")
-        context = SearchContext(
-            blocks,
-            self.config.data,
-            self.config.seed,
-            stages_for(self.shape[1:]),
-            pipeline.device,
-            folder.path / "blocks",
-            folder.metrics,
-            60 * pipeline.workers.checkpoint_minutes,
-        )
+        run = replace(pipeline.context, metrics=folder.metrics)
+        stages = stages_for(self.shape[1:])
+        context = SearchContext(run, blocks, stages, folder.path / "blocks")
         searches = alternative_searches(self.config)
         counter = epochs_and_warnings(folder.metrics, "blocks", pipeline.console.print)
         total = len(searches) * blocks.epochs
-        with folder.step(pipeline.console, "blocks", "alternatives, epochs", total, counter):
+        about = "blocks", "alternatives, epochs", total, counter
+        with timed_stage(pipeline.console, folder.metrics, *about):
             results = run_searches(context, [one for _, one in searches], pipeline.workers)
         entries = []
         for (label, search), result in zip(searches, results, strict=True):
@@ -219,16 +217,16 @@ class Experiment:
     def train(self, name: str, entries: Sequence[Entry], recipe: TrainConfig) -> list[Judged]:
         """Train the networks of a comparison in `headline/<name>`, or find that they are."""
         pipeline, folder = self.pipeline, RunFolder(self.pipeline.folder.path / FOLDER / name)
-        context = TrainingContext(
-            self.config.data, self.config.seed, recipe, pipeline.device, folder.metrics
-        )
+        one = self.config
+        context = RunContext(one.data, one.seed, pipeline.device, folder.metrics)
         entries = [
             replace(entry, trial=replace(entry.trial, folder=name), epochs=recipe.epochs)
             for entry in entries
         ]
         trainings = sum(len(seeds) for _, seeds in {(one.trial, one.seeds) for one in entries})
-        with folder.step(
+        with timed_stage(
             pipeline.console,
+            folder.metrics,
             "retrain",
             f"{name}, epochs",
             trainings * recipe.epochs,

@@ -33,7 +33,9 @@ from blocksearch.ops import LIGHT_OPS
 from blocksearch.space import KINDS, NORMAL, REDUCTION, SearchSpace
 from blocksearch.supernet.stack import Stack
 from configs import FOLDER
-from evaluation.cost.latency import DeviceLatencies, measure_ms
+from configs.experiment import Config
+from evaluation.cost.device_latency import DeviceLatencies
+from evaluation.cost.latency import measure_ms
 from evaluation.cost.paretoblocks_latency import NAME_KEY, Options, time_folder
 from evaluation.data.dataset import worker_dataset
 from evaluation.deploy.onnx_files import save_onnx
@@ -41,15 +43,15 @@ from evaluation.files.archive import Archive
 from evaluation.files.atomic import read_json, write_json
 from evaluation.pareto.front import Box, non_dominated, pareto_set
 from evaluation.records import ModelRecord
-from evaluation.training.loop import TrainingContext, seeded_model
-from evaluation.workers.pool import Workers
+from evaluation.training.context import RunContext
+from evaluation.training.loop import seeded_model
+from evaluation.workers.workers import Workers
 from netsearch.search import Images, NetworkStage, hypervolume_box
 from netsearch.space.genome import GenomeSpace
 from netsearch.space.latency_table import EMPTY, LatencyTable, all_parts, export_parts, parts
 from netsearch.space.latency_table import ROUNDS as PART_ROUNDS
 from netsearch.space.network import builder
 from netsearch.space.problem import NetworkProblem
-from run_pipeline import Config
 
 IMAGES = Images((3, 32, 32), 10)
 DEPTHS, WIDTHS = (1, 2, 3), (4, 8, 16, 24)
@@ -202,8 +204,7 @@ def fronts(library: BlockLibrary | None, out: Path, data: Path | None, seed: int
         blocks = library or random_library(images.shape[1:], seed)
         folder = out / f"{'digits' if data is None else 'cifar10'}-{seed}-{cost}"
         folder.mkdir(parents=True, exist_ok=True)
-        recipe = config.netsearch.train
-        context = TrainingContext(config.data, seed, recipe, "cpu", folder / "metrics.jsonl")
+        context = RunContext(config.data, seed, "cpu", folder / "metrics.jsonl")
         stage = NetworkStage(config.netsearch, blocks, images, context, folder, Workers(2))
         kept(folder / "pareto.json", lambda stage=stage: stage.run().to_json())
         stages[cost] = stage

@@ -21,7 +21,8 @@ from scipy.stats import spearmanr
 
 from evaluation.errors import InputError
 from evaluation.files.atomic import read_json, write_json
-from evaluation.workers.pool import ONE_WORKER, WorkerDied, Workers, run_tasks
+from evaluation.workers.pool import WorkerDied, run_tasks
+from evaluation.workers.workers import ONE_WORKER, Workers
 
 
 @dataclass(frozen=True)

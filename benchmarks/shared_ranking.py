@@ -41,11 +41,8 @@ from evaluation.training.loop import (  # noqa: E402
     seeded_model,
     train,
 )
-from netsearch.estimators.shared_training import (  # noqa: E402
-    SharedWeightsConfig,
-    score,
-    train_shared,
-)
+from netsearch.estimators.shared_scoring import score  # noqa: E402
+from netsearch.estimators.shared_training import SharedWeightsConfig, train_shared  # noqa: E402
 from netsearch.estimators.shared_weights import SharedWeights  # noqa: E402
 from netsearch.space.genome import (  # noqa: E402
     GenomeSpace,

@@ -16,15 +16,16 @@ from typing import Annotated, Any
 import typer
 
 from configs import FOLDER
+from configs.experiment import Config
 from evaluation.data.dataset import worker_dataset
 from evaluation.files.run_folder import RunFolder
 from evaluation.pareto.front import Box
 from evaluation.records import ModelRecord
-from evaluation.workers.pool import Workers
-from netsearch.estimators.shared_training import SHARED_STAGE, score
+from evaluation.workers.workers import Workers
+from netsearch.estimators.shared_scoring import SHARED_STAGE, score
 from netsearch.estimators.shared_weights import SharedWeights
-from netsearch.search import Ranking
-from run_pipeline import Config, Pipeline
+from netsearch.outcome import Ranking
+from run_pipeline import Pipeline
 
 SETTINGS = (
     *("data.max_train_images=3000", "data.max_test_images=5000"),
@@ -76,7 +77,7 @@ def compare(data: Path, out: Path, seed: int, epochs: int, evaluations: int) -> 
         return [score(store, store.space.decode(r.genome), dataset, images) for r in records]
 
     trained = list(proxy.folder.archive("archive"))
-    retrained = {r.id: r for one in (proxy, shared) for r in one.retrained()}
+    retrained = {r.id: r for one in (proxy, shared) for r in one.members.retrained()}
     members = list(retrained.values())
     box = Box.from_json(json.loads(proxy.folder.pareto.read_text())["box"])
     return {
@@ -85,10 +86,10 @@ def compare(data: Path, out: Path, seed: int, epochs: int, evaluations: int) -> 
         "evaluations": evaluations,
         "proxy_wall_s": wall_s,
         "shared_wall_s": stage_two_s(shared),
-        "proxy_hypervolume": tested(proxy.retrained(), box),
-        "shared_hypervolume": tested(shared.retrained(), box),
-        "proxy_best": max(r.test_accuracy_mean or 0.0 for r in proxy.retrained()),
-        "shared_best": max(r.test_accuracy_mean or 0.0 for r in shared.retrained()),
+        "proxy_hypervolume": tested(proxy.members.retrained(), box),
+        "shared_hypervolume": tested(shared.members.retrained(), box),
+        "proxy_best": max(r.test_accuracy_mean or 0.0 for r in proxy.members.retrained()),
+        "shared_best": max(r.test_accuracy_mean or 0.0 for r in shared.members.retrained()),
         "tau_proxy": _tau(scores(trained), [r.valid_accuracy or 0.0 for r in trained]),
         "tau_retrained": _tau(scores(members), [r.test_accuracy_mean or 0.0 for r in members]),
         "tau_params": _tau(

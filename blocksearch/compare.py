@@ -18,13 +18,12 @@ from blocksearch.config import Search
 from blocksearch.engine import Cells
 from blocksearch.search import SearchContext, SearchResult, build_supernet
 from blocksearch.supernet.supernet import Supernet
-from evaluation.data.dataset import worker_dataset
 from evaluation.errors import InputError
 from evaluation.files.events import read_metrics
 from evaluation.records import ModelRecord
-from evaluation.training.loop import TrainingContext
+from evaluation.training.context import RunContext
 from evaluation.training.retrain import RetrainConfig, Trial, retrain_all
-from evaluation.workers.pool import Workers
+from evaluation.workers.workers import Workers
 
 RANDOM = "random"
 TABLES_VARIABLE = "PARETOBLOCKS_DATA"
@@ -101,10 +100,10 @@ def compare(
         InputError: If a worker died, or a file is missing or damaged.
     """
     config = context.config
-    dataset = worker_dataset(context.data, context.data_seed, context.device)
+    dataset = context.run.dataset
     supernet = build_supernet(config, dataset, context.stages, seed=0)
     space = config.ops if isinstance(config.ops, str) else "own"
-    spent = _spent(context.metrics, config.epochs)
+    spent = _spent(context.run.metrics, config.epochs)
     rows = []
     for one, result in zip(searches, results, strict=True):
         search_s, peak_mib = spent.get(one.name, (None, None))
@@ -117,15 +116,7 @@ def compare(
         rows.append(Row(RANDOM, seed, space, cells=cells))
     if supernet.space == nas_bench_201.SPACE:
         return _looked_up(rows)
-    training = TrainingContext(
-        context.data,
-        context.data_seed,
-        retraining.train,
-        context.device,
-        context.metrics,
-        context.checkpoint_s,
-    )
-    return _retrained(rows, supernet, retraining, training, out, workers)
+    return _retrained(rows, supernet, retraining, context.run, out, workers)
 
 
 def benchmark_table() -> nas_bench_201.Table:
@@ -190,7 +181,7 @@ def _retrained(
     rows: Sequence[Row],
     supernet: Supernet,
     retraining: RetrainConfig,
-    training: TrainingContext,
+    context: RunContext,
     out: Path,
     workers: Workers,
 ) -> list[Row]:
@@ -201,7 +192,7 @@ def _retrained(
         for stack in stacks
         if stack is not None
     }
-    records = retrain_all(list(trials.values()), retraining, out, training, workers)
+    records = retrain_all(list(trials.values()), retraining, out, context, workers)
     record_of = dict(zip(trials, records, strict=True))
     judged = list(rows)
     for number, stack in enumerate(stacks):

@@ -22,15 +22,15 @@ from blocksearch.space import Cell, base_kind
 from blocksearch.strategies import STRATEGIES
 from blocksearch.supernet.forms import PLAIN, Form
 from blocksearch.supernet.supernet import Supernet
-from evaluation.data.config import DataConfig
-from evaluation.data.dataset import Dataset, worker_dataset
+from evaluation.data.dataset import Dataset
 from evaluation.errors import InputError, reason_of
 from evaluation.files.atomic import read_json, write_json
-from evaluation.files.events import MetricsLog
 from evaluation.training.checkpoint import Checkpoint
+from evaluation.training.context import RunContext
 from evaluation.training.loop import TrainingError, uses_bfloat16
 from evaluation.workers.memory import out_of_memory, peak_bytes, release_memory, require_room
-from evaluation.workers.pool import WorkerDied, Workers, run_tasks
+from evaluation.workers.pool import WorkerDied, run_tasks
+from evaluation.workers.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,17 @@ class SearchContext:
     """What every search of a run has in common; small, since it is sent to the workers.
 
     Attributes:
+        run: Images, device, event log.
+        config: The table `blocksearch`.
+        stages: Number of resolutions.
+        folder: Where results and checkpoints go.
         recompute: Names of the searches that have too little memory for the insides of all cells.
     """
 
+    run: RunContext
     config: BlockSearchConfig
-    data: DataConfig
-    data_seed: int
     stages: int
-    device: str
     folder: Path
-    metrics: Path
-    checkpoint_s: float | None = None  # see `Checkpoint`
     recompute: frozenset[str] = frozenset()
 
 
@@ -160,7 +160,7 @@ def run_search(one: Search, context: SearchContext) -> str | None:
     else:
         write_json(_result_path(context.folder, one), result)
         Checkpoint(_checkpoint_path(context.folder, one)).remove()
-        log = MetricsLog(context.metrics, "blocks", one.name)
+        log = context.run.log("blocks", one.name)
         log.write(seconds=time.perf_counter() - began, peak_memory_mib=peak / 2**20)
         return None
     release_memory()  # only here: until then the error held all that the search had
@@ -170,14 +170,12 @@ def run_search(one: Search, context: SearchContext) -> str | None:
 def _search_from_checkpoint(one: Search, context: SearchContext) -> tuple[dict[str, Any], int]:
     """Return what a search found, or why it diverged, and its peak memory in bytes."""
     config = context.config
-    dataset = worker_dataset(context.data, context.data_seed, context.device)
+    dataset = context.run.dataset
     strategy: Strategy | None = None
-    log = MetricsLog(context.metrics, "blocks", one.name)
-    of = repr((one, config, context.stages, context.data.augment, dataset.fingerprint))
+    log = context.run.log("blocks", one.name)
+    of = repr((one, config, context.stages, context.run.data.augment, dataset.fingerprint))
     saved = _checkpoint_path(context.folder, one)
-    checkpoint = Checkpoint(
-        saved, of, every_s=context.checkpoint_s, say=lambda line: log.write(warning=line)
-    )
+    checkpoint = context.run.checkpoint(saved, of, log)
     began = epoch_began = time.perf_counter()
     cells: list[Cells] = []
 
@@ -193,7 +191,7 @@ def _search_from_checkpoint(one: Search, context: SearchContext) -> tuple[dict[s
         nonlocal strategy  # built here, so that its supernets count among the memory
         recompute = one.name in context.recompute
         strategy = make_strategy(
-            one, config, dataset, context.stages, context.device, recompute=recompute
+            one, config, dataset, context.stages, context.run.device, recompute=recompute
         )
         cells.extend(
             search(
@@ -203,14 +201,14 @@ def _search_from_checkpoint(one: Search, context: SearchContext) -> tuple[dict[s
                 epochs=config.epochs,
                 batch_size=config.batch_size,
                 seed=one.seed,
-                augment=context.data.augment,
+                augment=context.run.data.augment,
                 checkpoint=checkpoint,
                 on_epoch=on_epoch,
             )
         )
 
     try:
-        peak = peak_bytes(whole_search, context.device)
+        peak = peak_bytes(whole_search, context.run.device)
     except TrainingError as error:
         return {"search": one.name, "failure": str(error)}, 0
     assert strategy is not None
@@ -249,7 +247,7 @@ def search_blocks(
             ]
     if not found:
         raise InputError("every block search failed: " + "; ".join(failures))
-    dataset_side = worker_dataset(context.data, context.data_seed, context.device).image_shape[1:]
+    dataset_side = context.run.dataset.image_shape[1:]
     return BlockLibrary.from_found(found, dataset_side)
 
 
@@ -305,7 +303,7 @@ def _run_each(
                     f"block search {name}: {why}, even with its cells recomputed; lower "
                     "blocksearch.batch_size or blocksearch.channels"
                 )
-            MetricsLog(context.metrics, "blocks", name).write(
+            context.run.log("blocks", name).write(
                 warning=f"{why}; it is started again from its last checkpoint and computes its "
                 "cells twice, in the backward pass as well: slower, with the same result"
             )

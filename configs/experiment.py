@@ -16,7 +16,7 @@ from configs.problems import told
 from evaluation.data.config import DataConfig
 from evaluation.errors import InputError
 from evaluation.training.retrain import RetrainConfig
-from evaluation.workers.pool import WorkersConfig
+from evaluation.workers.workers import WorkersConfig
 from netsearch.config import NetSearchConfig
 
 

@@ -9,6 +9,7 @@ from evaluation.files.bounded import MOST_COUNT, MOST_NUMBER
 from evaluation.pareto.front import Budgets
 from evaluation.records import CostName
 from evaluation.training.loop import TrainConfig
+from netsearch.estimators import ESTIMATORS
 from netsearch.estimators.proxy import proxy_epochs
 from netsearch.estimators.shared_training import SharedWeightsConfig
 from netsearch.searches.halving import fidelities
@@ -63,11 +64,13 @@ class NetSearchConfig(SearchConfig):
                 f"latency: {self.latency} is given, but latency_ms is neither among the costs nor "
                 "has it a budget, max_latency_ms"
             )
-        if self.estimate == "shared_weights" and self.train.ema_decay > 0:
-            raise ValueError("train.ema_decay: shared weights are not averaged; expected 0")
+        ESTIMATORS[self.estimate].check(self)
         if self.search == "halving":
-            if self.estimate != "proxy":
-                raise ValueError("search: halving needs estimate: proxy; others have one fidelity")
+            if not ESTIMATORS[self.estimate].fidelities:
+                able = " or ".join(name for name, one in ESTIMATORS.items() if one.fidelities)
+                raise ValueError(
+                    f"search: halving needs estimate: {able}; others have one fidelity"
+                )
             epochs = self.rung_epochs
             if len(set(epochs)) < len(epochs):
                 raise ValueError(

@@ -1,25 +1,25 @@
 """Stage two as the pipeline runs it: a search, random search beside it, Pareto set, hypervolume."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-from scipy.stats import kendalltau
 
 from blocksearch.library import BlockLibrary
 from blocksearch.space import NORMAL, REDUCTION, SearchSpace
-from evaluation.cost.latency import DeviceLatencies
+from evaluation.cost.device_latency import DeviceLatencies
 from evaluation.errors import InputError
 from evaluation.files.archive import Archive
-from evaluation.pareto.front import Box, objectives, pareto_set, spread
-from evaluation.records import COST_NAMES, ModelRecord
-from evaluation.training.loop import TrainingContext
-from evaluation.workers.pool import Workers, run_tasks
+from evaluation.pareto.front import Box, pareto_set, spread
+from evaluation.records import COST_NAMES
+from evaluation.training.context import RunContext
+from evaluation.workers.workers import Workers
 from netsearch.config import NetSearchConfig
-from netsearch.estimators.proxy import Evaluator, ProxyTraining, SharedScoring, proxy_epochs
-from netsearch.estimators.shared_training import SharedContext, train_shared_weights
+from netsearch.estimators import ESTIMATORS
+from netsearch.estimators.evaluator import Evaluator
+from netsearch.estimators.protocol import Estimator
+from netsearch.estimators.proxy import ProxyTraining, proxy_epochs
+from netsearch.outcome import Outcome, Ranking
 from netsearch.searches import LABELS, SEARCHES
 from netsearch.searches.protocol import Batch, run_search
 from netsearch.space.genome import Floats, GenomeSpace, stages_for
@@ -38,75 +38,6 @@ class Images:
     classes: int
 
 
-@dataclass(frozen=True)
-class Ranking:
-    """How far two ways to judge networks agree on their order.
-
-    Attributes:
-        tau: Kendall's rank correlation, in [-1, 1].
-        networks: How many were judged in both ways.
-    """
-
-    tau: float
-    networks: int
-
-    @classmethod
-    def of(cls, one: list[float], other: list[float]) -> "Ranking | None":
-        """Compare two lists of accuracies; None where one of them ranks nothing."""
-        if len(set(one)) < 2 or len(set(other)) < 2:
-            return None
-        return cls(float(kendalltau(one, other).statistic), len(one))
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What stage two ends with.
-
-    Attributes:
-        box: In which hypervolume is measured.
-        hypervolume: The share of it that each search covers, by its label.
-        front: The Pareto set of the search, cheapest first.
-        ranking: Of shared weights against proxy training, where those judge.
-    """
-
-    box: Box
-    hypervolume: dict[str, float]
-    front: tuple[ModelRecord, ...]
-    ranking: Ranking | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON data."""
-        front = [record.to_json() for record in self.front]
-        ranking = asdict(self.ranking) if self.ranking else None
-        return {
-            "box": asdict(self.box),
-            "hypervolume": self.hypervolume,
-            "front": front,
-            "ranking": ranking,
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Outcome":
-        """Rebuild from `to_json`.
-
-        Raises:
-            ValueError: If the data has another form.
-        """
-        try:
-            hypervolume = {str(name): float(share) for name, share in data["hypervolume"].items()}
-            front = tuple(ModelRecord.from_json(record) for record in data["front"])
-            ranking = Ranking(**data["ranking"]) if data.get("ranking") else None
-            outcome = cls(Box.from_json(data["box"]), hypervolume, front, ranking)
-            for record in front:
-                objectives(record, outcome.box.costs)  # each has an accuracy and those costs
-            sound = all(0 <= share <= 1.000001 for share in hypervolume.values())
-        except (KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise ValueError(f"not the outcome of a network search: {error!r}") from error
-        if not sound:
-            raise ValueError("not the outcome of a network search: shares lie in [0, 1]")
-        return outcome
-
-
 @dataclass
 class NetworkStage:
     """Stage two of one run: every step leaves files, and goes on from those that it finds.
@@ -115,7 +46,7 @@ class NetworkStage:
         config: The table `netsearch`.
         library: The blocks to choose from.
         images: Shape and classes.
-        training: Data, proxy recipe and device of the workers; its data seed seeds the searches.
+        context: Images, device and event log of the workers; its data seed seeds the searches.
         folder: Where archives, latencies and shared weights are.
         workers: Where networks train, and how many at the same time.
         say: Called with a line that a person should read.
@@ -124,7 +55,7 @@ class NetworkStage:
     config: NetSearchConfig
     library: BlockLibrary
     images: Images
-    training: TrainingContext
+    context: RunContext
     folder: Path
     workers: Workers
     say: Callable[[str], None] = lambda line: None
@@ -142,7 +73,7 @@ class NetworkStage:
         box = hypervolume_box(problem)
         self.prepare()
         archive = self.archive("archive")
-        evaluator = self._evaluator(self._judge())
+        evaluator = self._evaluator(self.estimator)
         self._search(config, evaluator, archive)
         hypervolume = {LABELS[config.search]: box.hypervolume(list(archive))}
         if config.random_search:
@@ -168,8 +99,7 @@ class NetworkStage:
         config = self.config
         searches = 2 if config.random_search else 1
         space = genome_space(config, self.library, self.images)
-        checked = config.shared_weights.checked if config.estimate == "shared_weights" else 0
-        return min(config.evaluations, space.size) * searches + checked
+        return min(config.evaluations, space.size) * searches + self.estimator.checked
 
     @property
     def evaluated(self) -> int:
@@ -188,11 +118,11 @@ class NetworkStage:
             epochs = proxy_epochs(config.train.epochs, batch.fidelity)
             return evaluator.evaluate(batch, self.archive(f"archive-{epochs}-epochs"))
 
-        search = SEARCHES[config.search](self.problem, config, self.training.data_seed)
+        search = SEARCHES[config.search](self.problem, config, self.context.data_seed)
         run_search(search, evaluate, config.evaluations, self.say)
 
-    def _evaluator(self, method: ProxyTraining | SharedScoring) -> Evaluator:
-        return Evaluator(self.problem, method, self.training.data_seed, self.workers)
+    def _evaluator(self, method: Estimator) -> Evaluator:
+        return Evaluator(self.problem, method, self.context.data_seed, self.workers)
 
     def _latency(self) -> LatencyTable | None:
         """Measure the blocks once, while nothing else runs, or take what another device measured.
@@ -209,52 +139,33 @@ class NetworkStage:
         table = LatencyTable.load(path) if path.exists() else None
         if table is None or not table.covers(*networks) or table.source != source:
             if source is None:
-                table = LatencyTable.measure(*networks, self.training.device)
+                table = LatencyTable.measure(*networks, self.context.device)
             else:
                 table = LatencyTable.from_device(DeviceLatencies.load(source), *networks)
             table.save(path)
         return LatencyTable.load(path)
 
-    @property
-    def _shared_path(self) -> Path:
-        return self.folder / "shared_weights.safetensors"
+    @cached_property
+    def estimator(self) -> Estimator:
+        """How networks are judged."""
+        return ESTIMATORS[self.config.estimate].of(self.config, self.context, self.folder)
 
     def prepare(self) -> None:
-        """Train the shared weights, where they judge; in this process, on all its cores.
+        """Do once what judging needs.
 
         Raises:
-            InputError: If they cannot be trained.
+            InputError: If it fails.
         """
-        if self.config.estimate == "proxy":
-            return
-        task = (self.problem, self.config.shared_weights, self.training, self._shared_path)
-        cores = self.workers.cores
-        for _, failure in run_tasks(train_shared_weights, {"weights": task}, Workers(1), cores):
-            if failure is not None:
-                raise InputError(f"shared weights could not be trained: {failure}")
-
-    def _judge(self) -> ProxyTraining | SharedScoring:
-        training = self.training
-        if self.config.estimate == "proxy":
-            return ProxyTraining(training)
-        context = SharedContext(
-            training.data,
-            training.data_seed,
-            self._shared_path,
-            self.config.shared_weights.calibration_images,
-            training.device,
-            training.metrics,
-        )
-        return SharedScoring(context)
+        self.estimator.prepare(self.problem, self.workers)
 
     def _check_ranking(self, archive: Archive) -> Ranking | None:
-        """Train some networks for a short time to see whether shared weights rank as that does."""
-        shared = self.config.shared_weights
-        if self.config.estimate == "proxy" or shared.checked < 2:
+        """Train some networks for a short time to see whether the estimate ranks as that does."""
+        checked = self.estimator.checked
+        if checked < 2:
             return None
-        chosen = spread([r for r in archive if r.valid_accuracy is not None], shared.checked)
+        chosen = spread([r for r in archive if r.valid_accuracy is not None], checked)
         trained = self.archive("proxy")
-        proxies = self._evaluator(ProxyTraining(self.training))
+        proxies = self._evaluator(ProxyTraining(self.context, self.config.train))
         errors = proxies.evaluate(Batch(tuple(record.genome for record in chosen)), trained)
         pairs = [
             (record.valid_accuracy or 0.0, 1.0 - float(error))

@@ -22,9 +22,11 @@ from evaluation.data.config import DataConfig
 from evaluation.files.archive import Archive
 from evaluation.pareto.front import Budgets
 from evaluation.records import ModelRecord
-from evaluation.training.loop import TrainConfig, TrainingContext
-from evaluation.workers.pool import Workers
-from netsearch.estimators.proxy import Evaluator, ProxyTraining
+from evaluation.training.context import RunContext
+from evaluation.training.loop import TrainConfig
+from evaluation.workers.workers import Workers
+from netsearch.estimators.evaluator import Evaluator
+from netsearch.estimators.proxy import ProxyTraining
 from netsearch.searches import SEARCHES
 from netsearch.searches.protocol import Batch, SearchConfig, run_search
 from netsearch.space.genome import Floats, Genome, GenomeSpace
@@ -50,14 +52,14 @@ RECIPE = TrainConfig(
     grad_clip=1,
     warmup=0,
 )
-CONTEXT = TrainingContext(DataConfig(name="digits"), 0, RECIPE, "cpu", Path("never-written"))
+CONTEXT = RunContext(DataConfig(name="digits"), 0, "cpu", Path("never-written"))
 GENERATOR = random.Random(0)
 CELLS = {
     name: SearchSpace(LIGHT_OPS, nodes=2).random_cell(GENERATOR)
     for name in (*SPACE.normal, *SPACE.reduction)
 }
 
-Estimate = Callable[[ModelRecord, Stack, TrainingContext], ModelRecord]
+Estimate = Callable[[ModelRecord, Stack, RunContext, TrainConfig], ModelRecord]
 
 
 def accuracy(genome: Genome, epochs: int = EPOCHS) -> float:
@@ -72,9 +74,11 @@ def accuracy(genome: Genome, epochs: int = EPOCHS) -> float:
     return 1 - 0.9 * math.exp(-0.4 * gain - 0.5 * fit + unlearnt)
 
 
-def learn(record: ModelRecord, build: Stack, context: TrainingContext) -> ModelRecord:
+def learn(
+    record: ModelRecord, build: Stack, context: RunContext, recipe: TrainConfig
+) -> ModelRecord:
     """Stands for the training."""
-    return replace(record, valid_accuracy=accuracy(record.genome, context.recipe.epochs))
+    return replace(record, valid_accuracy=accuracy(record.genome, recipe.epochs))
 
 
 def replace_training(
@@ -83,9 +87,11 @@ def replace_training(
     """Have `estimate` answer instead of the training; (id, epochs) of each call are listed."""
     calls: list[tuple[str, int]] = []
 
-    def answer(record: ModelRecord, build: Stack, context: TrainingContext) -> ModelRecord:
-        calls.append((record.id, context.recipe.epochs))
-        return estimate(record, build, context)
+    def answer(
+        record: ModelRecord, build: Stack, context: RunContext, recipe: TrainConfig
+    ) -> ModelRecord:
+        calls.append((record.id, recipe.epochs))
+        return estimate(record, build, context, recipe)
 
     monkeypatch.setattr(netsearch.estimators.proxy, "estimate", answer)
     return calls
@@ -119,7 +125,7 @@ def evaluator_of(
     problem: NetworkProblem, on_record: Callable[[ModelRecord], None] = lambda record: None
 ) -> Evaluator:
     """Return what evaluates one network after the other, in this process."""
-    return Evaluator(problem, ProxyTraining(CONTEXT), 0, Workers(1), on_record=on_record)
+    return Evaluator(problem, ProxyTraining(CONTEXT, RECIPE), 0, Workers(1), on_record=on_record)
 
 
 def run(

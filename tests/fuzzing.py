@@ -21,7 +21,7 @@ from blocksearch.search import _read_result as read_blocks
 from blocksearch.space import KINDS, SearchSpace
 from configs import FOLDER
 from configs.experiment import Config
-from evaluation.cost.latency import DeviceLatencies
+from evaluation.cost.device_latency import DeviceLatencies
 from evaluation.cost.paretoblocks_latency import FORMAT, LatencyError, time_file
 from evaluation.data.config import DataConfig
 from evaluation.data.pictures import read_image
@@ -47,7 +47,7 @@ from netsearch.estimators.shared_weights import SharedWeights
 from netsearch.members.measurement import Measurements
 from netsearch.members.members import Members
 from netsearch.members.saved import Description, load_network
-from netsearch.search import Outcome, Ranking
+from netsearch.outcome import Outcome, Ranking
 from netsearch.space.genome import GenomeSpace, NetworkSpec, Stage
 from netsearch.space.latency_table import LatencyTable
 
@@ -258,7 +258,7 @@ def quickstart() -> dict[str, Any]:
 
 def read_outcome(path: Path) -> None:
     """Read the front and say where its box lies."""
-    outcome = Members(RunFolder(path.parent), elsewhere=False).outcome
+    outcome = Members(RunFolder(path.parent), retraining=1).outcome
     outcome.box.describe().encode()
     outcome.box.hypervolume(outcome.front)
 

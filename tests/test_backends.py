@@ -19,12 +19,14 @@ from rich.console import Console
 
 import tiny_run
 from configs import FOLDER
+from configs.experiment import Config
 from evaluation.errors import InputError
 from evaluation.files.run_folder import RunFolder
 from evaluation.workers import clusters
-from evaluation.workers.pool import ONE_WORKER, WorkerDied, Workers, WorkersConfig, run_tasks
+from evaluation.workers.pool import WorkerDied, run_tasks
 from evaluation.workers.task import gpu_of
-from run_pipeline import Config, Pipeline
+from evaluation.workers.workers import ONE_WORKER, Workers, WorkersConfig
+from run_pipeline import Pipeline
 
 ROOT = Path(__file__).parents[1]
 BACKENDS = ("dask", "ray")

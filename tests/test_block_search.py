@@ -24,7 +24,8 @@ from evaluation.data.dataset import load_dataset
 from evaluation.errors import InputError
 from evaluation.files.events import read_metrics
 from evaluation.training.checkpoint import Checkpoint
-from evaluation.workers.pool import Workers
+from evaluation.training.context import RunContext
+from evaluation.workers.workers import Workers
 
 DIGITS = DataConfig(name="digits", max_train_images=120)
 
@@ -54,13 +55,10 @@ def config(**changes: Any) -> BlockSearchConfig:
 
 def context(folder: Path, **changes: Any) -> SearchContext:
     return SearchContext(
-        config=config(**changes),
-        data=DIGITS,
-        data_seed=0,
+        RunContext(DIGITS, 0, "cpu", folder / "metrics.jsonl"),
+        config(**changes),
         stages=2,
-        device="cpu",
         folder=folder / "blocks",
-        metrics=folder / "metrics.jsonl",
     )
 
 
@@ -151,7 +149,7 @@ def test_every_strategy_gives_blocks_of_both_kinds_and_a_second_call_searches_no
         "darts-s0.json",
         "enhanced_gradient-s0.json",
     ]
-    events = read_metrics(both.metrics)
+    events = read_metrics(both.run.metrics)
     assert {event["task"] for event in events if "train_loss" in event} == found_by
 
     times = {path: path.stat().st_mtime_ns for path in both.folder.iterdir()}
@@ -193,11 +191,11 @@ def test_a_search_killed_in_mid_epoch_finds_what_the_unbroken_one_finds(tmp_path
     assert results[0] == results[1]
     assert [path.name for path in killed.folder.iterdir()] == ["darts-s0.json"]
     logged = [
-        [event["train_loss"] for event in read_metrics(one.metrics) if "train_loss" in event]
+        [event["train_loss"] for event in read_metrics(one.run.metrics) if "train_loss" in event]
         for one in (whole, killed)
     ]
     assert len(logged[0]) == 2 and logged[1] == logged[0]
-    events = read_metrics(killed.metrics)
+    events = read_metrics(killed.run.metrics)
     assert any("darts-s0.ckpt: damaged" in event.get("warning", "") for event in events)
 
 
@@ -217,7 +215,7 @@ def test_the_seconds_of_an_epoch_that_a_kill_cut_in_two_are_not_logged(tmp_path,
         with pytest.raises(Killed):
             run_search(search, cut)
     run_search(search, cut)
-    epochs = [event for event in read_metrics(cut.metrics) if "epoch" in event]
+    epochs = [event for event in read_metrics(cut.run.metrics) if "epoch" in event]
     assert [(event["epoch"], "epoch_s" in event) for event in epochs] == [(1, False), (2, True)]
 
 

@@ -54,7 +54,7 @@ def own(folder, tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def member(folder):
-    return Pipeline.open(folder).retrained()[0]
+    return Pipeline.open(folder).members.retrained()[0]
 
 
 def test_every_network_of_the_front_and_every_baseline_is_measured_whole(folder):
@@ -62,9 +62,9 @@ def test_every_network_of_the_front_and_every_baseline_is_measured_whole(folder)
     run = Pipeline.open(folder)
     beside = [path.parent.name for path in (folder / "baselines").glob("*/*/record.json")]
     assert len(beside) == 2
-    assert set(measured["models"]) == {record.id for record in run.front()} | set(beside)
+    assert set(measured["models"]) == {record.id for record in run.members.front()} | set(beside)
     assert "PyTorch" in measured["device"] and "1 thread" in measured["device"]
-    for record in run.front():
+    for record in run.members.front():
         assert record.cost.latency_ms == measured["models"][record.id]["latency_ms"]
         weights = run.members.weights(record)
         size = weights.stat().st_size if weights.exists() else None
@@ -110,7 +110,7 @@ def test_an_export_computes_what_the_member_does(folder, member, tmp_path, form,
 
 @pytest.mark.slow
 def test_both_exports_of_a_member_are_timed_in_one_folder_and_pick_knows_them_apart(own):
-    (id, *others) = [record.id for record in Pipeline.open(own).retrained()]
+    (id, *others) = [record.id for record in Pipeline.open(own).members.retrained()]
     for form in ("onnx", "onnx-int8"):
         assert invoke("export", own, "--format", form, "--force").exit_code == 0
     board = own.parent / "board.json"
@@ -138,7 +138,7 @@ def test_int8_says_what_it_costs_and_saves(folder, member, tmp_path):
 
 @pytest.mark.slow
 def test_without_an_id_every_retrained_member_is_exported_and_pick_goes_by_their_sizes(own):
-    ids = [record.id for record in Pipeline.open(own).retrained()]
+    ids = [record.id for record in Pipeline.open(own).members.retrained()]
     early = invoke("pick", own, "--max-file-kb", "1000", "--file", "onnx")
     assert early.exit_code == 2 and f"no onnx file of {', '.join(ids)}" in early.stderr
     assert invoke("export", own).exit_code == 0
@@ -164,7 +164,7 @@ def latencies(ids):
 
 
 def test_pick_goes_by_the_latencies_of_another_device(folder, tmp_path):
-    ids = [record.id for record in Pipeline.open(folder).retrained()]
+    ids = [record.id for record in Pipeline.open(folder).members.retrained()]
     path = tmp_path / "board.json"
     write_json(path, latencies({id: 100.0 - 10 * n for n, id in enumerate(ids)}))
     budget = 100.5 - 10 * (len(ids) - 1)  # only that of the last fits
@@ -222,7 +222,7 @@ def test_predict_names_a_file_that_is_no_picture(folder, member, tmp_path, what)
 def test_an_id_that_is_not_on_the_front_is_refused_and_the_ids_listed(folder, command):
     result = invoke(*command, folder, "nonsense", *(["x.png"] if command == ("predict",) else []))
     assert result.exit_code == 2 and "'nonsense' is none" in result.stderr
-    for record in Pipeline.open(folder).retrained():
+    for record in Pipeline.open(folder).members.retrained():
         assert record.id in result.stderr
 
 
@@ -276,7 +276,7 @@ def test_a_search_goes_by_the_latencies_of_another_device(folder, tmp_path):
     run = pipeline(path, *changes)
     run.run()
     by_part = read_json(path / "latency.json")["parts_ms"]
-    for record in run.front():  # a stem, the cells, a classifier
+    for record in run.members.front():  # a stem, the cells, a classifier
         stem = next(ms for name, ms in by_part.items() if name.startswith("stem"))
         assert stem < record.cost.latency_ms < sum(by_part.values())
     assert "a board" in run.members.latency_device

@@ -10,8 +10,10 @@ from typer.testing import CliRunner
 from blocksearch.compare import Row, summary
 from blocksearch.nas_bench_201 import SPACE, Table, benchmark_network, cell_of
 from blocksearch.space import KINDS, Cell
+from configs import FOLDER
+from configs.experiment import Config
 from evaluation.errors import InputError
-from run_pipeline import FOLDER, Config, app
+from run_pipeline import app
 
 SMALL = (
     "data.max_train_images=120",

@@ -21,7 +21,7 @@ from evaluation.errors import InputError
 from evaluation.files.run_folder import RunFolder
 from evaluation.training.loop import TrainConfig
 from evaluation.workers.memory import require_room
-from evaluation.workers.pool import WorkersConfig
+from evaluation.workers.workers import WorkersConfig
 from fuzzing import quickstart
 from netsearch.config import NetSearchConfig
 from run_pipeline import Pipeline

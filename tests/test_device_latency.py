@@ -14,13 +14,15 @@ import torch
 from blocksearch.library import BlockLibrary, FoundCell
 from blocksearch.ops import LIGHT_OPS
 from blocksearch.space import SearchSpace
-from evaluation.cost.latency import DeviceLatencies, Latency, measure_onnx_ms
+from evaluation.cost.device_latency import DeviceLatencies, Latency
+from evaluation.cost.latency import measure_onnx_ms
 from evaluation.cost.paretoblocks_latency import FORMAT
 from evaluation.cost.paretoblocks_latency import main as measure_on_device
 from evaluation.data.config import DataConfig
 from evaluation.errors import InputError
-from evaluation.training.loop import TrainConfig, TrainingContext, seeded_model
-from evaluation.workers.pool import Workers
+from evaluation.training.context import RunContext
+from evaluation.training.loop import TrainConfig, seeded_model
+from evaluation.workers.workers import Workers
 from netsearch.config import NetSearchConfig
 from netsearch.search import Images, NetworkStage
 from netsearch.space.genome import GenomeSpace
@@ -243,7 +245,7 @@ def stage(folder, library, source=None, **changes):
         train=RECIPE,
         **fields,
     )
-    training = TrainingContext(DataConfig(name="digits"), 0, RECIPE, "cpu", folder / "m.jsonl")
+    training = RunContext(DataConfig(name="digits"), 0, "cpu", folder / "m.jsonl")
     return NetworkStage(config, library, Images(SHAPE, CLASSES), training, folder, Workers(1))
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import netsearch.estimators.evaluator
 import netsearch.estimators.proxy
 from blocksearch.ops import LIGHT_OPS
 from blocksearch.space import SearchSpace
@@ -18,9 +19,12 @@ from evaluation.files.archive import Archive
 from evaluation.files.events import read_metrics
 from evaluation.pareto.front import Budgets
 from evaluation.records import Cost, ModelRecord
-from evaluation.training.loop import TrainConfig, TrainingContext
-from evaluation.workers.pool import WorkerDied, Workers
-from netsearch.estimators.proxy import Evaluator, ProxyTraining, estimate, proxy_epochs
+from evaluation.training.context import RunContext
+from evaluation.training.loop import TrainConfig
+from evaluation.workers.pool import WorkerDied
+from evaluation.workers.workers import Workers
+from netsearch.estimators.evaluator import Evaluator
+from netsearch.estimators.proxy import ProxyTraining, estimate, proxy_epochs
 from netsearch.searches.protocol import Batch
 from netsearch.space.genome import GenomeSpace
 from netsearch.space.problem import NetworkProblem
@@ -46,9 +50,9 @@ def recipe(**changes):
     return TrainConfig(**fields)
 
 
-def context(tmp_path, **changes):
+def context(tmp_path):
     data = DataConfig(name="digits")
-    return TrainingContext(data, 0, recipe(**changes), "cpu", tmp_path / "metrics.jsonl")
+    return RunContext(data, 0, "cpu", tmp_path / "metrics.jsonl")
 
 
 def halves(count, seed, flipped=False):
@@ -76,9 +80,7 @@ def tiny_data(monkeypatch):
             test=None,
             fingerprint="",
         )
-        monkeypatch.setattr(
-            netsearch.estimators.proxy, "worker_dataset", lambda config, seed, device: dataset
-        )
+        monkeypatch.setattr("evaluation.training.context.worker_dataset", lambda *_: dataset)
 
     install()
     return install
@@ -93,8 +95,8 @@ def trained(monkeypatch):
     """Replace the training; the id and the epochs of what would be trained are listed."""
     calls = []
 
-    def fake(record, build, context):
-        calls.append((record.id, context.recipe.epochs))
+    def fake(record, build, context, recipe):
+        calls.append((record.id, recipe.epochs))
         return replace(record, valid_accuracy=0.5)
 
     monkeypatch.setattr(netsearch.estimators.proxy, "estimate", fake)
@@ -111,7 +113,7 @@ def problem_of(budgets=None):
 @pytest.fixture
 def evaluator_of(tmp_path):
     def make(problem=None, *, workers=1, **changes):
-        method = ProxyTraining(context(tmp_path, batch_size=64))
+        method = ProxyTraining(context(tmp_path), recipe(batch_size=64))
         return Evaluator(problem or problem_of(), method, 7, Workers(workers), **changes)
 
     return make
@@ -122,11 +124,11 @@ def full(*genomes):
 
 
 def test_the_accuracy_is_that_on_unseen_validation_images(tiny_data, tmp_path):
-    good = estimate(BLANK, linear, context(tmp_path))
+    good = estimate(BLANK, linear, context(tmp_path), recipe())
     assert good.failure is None and good.valid_accuracy > 0.9
     tiny_data(valid=halves(80, seed=1, flipped=True))
     # What was learnt is right for search_train and so wrong for these labels.
-    assert estimate(BLANK, linear, context(tmp_path)).valid_accuracy == pytest.approx(
+    assert estimate(BLANK, linear, context(tmp_path), recipe()).valid_accuracy == pytest.approx(
         1 - good.valid_accuracy
     )
     assert replace(good, valid_accuracy=None) == BLANK
@@ -134,14 +136,14 @@ def test_the_accuracy_is_that_on_unseen_validation_images(tiny_data, tmp_path):
 
 def test_the_same_seed_gives_the_same_record_and_another_seed_another_training(tiny_data, tmp_path):
     tiny_data(valid=halves(2000, seed=1))
-    weak = context(tmp_path, epochs=1, learning_rate=0.002)
-    first = estimate(BLANK, linear, weak)
-    assert estimate(BLANK, linear, weak) == first
-    assert estimate(replace(BLANK, seed=1), linear, weak).valid_accuracy != first.valid_accuracy
+    weak = context(tmp_path), recipe(epochs=1, learning_rate=0.002)
+    first = estimate(BLANK, linear, *weak)
+    assert estimate(BLANK, linear, *weak) == first
+    assert estimate(replace(BLANK, seed=1), linear, *weak).valid_accuracy != first.valid_accuracy
 
 
 def test_an_evaluation_leaves_its_accuracy_in_the_log_but_no_checkpoint(tiny_data, tmp_path):
-    record = estimate(BLANK, linear, context(tmp_path))
+    record = estimate(BLANK, linear, context(tmp_path), recipe())
     events = read_metrics(tmp_path / "metrics.jsonl")
     assert [(e["stage"], e["task"]) for e in events] == [("networks", "x")]
     assert events[0]["valid_accuracy"] == record.valid_accuracy
@@ -154,7 +156,7 @@ def test_a_network_that_diverges_is_a_failure_without_an_accuracy(tiny_data, tmp
         nn.init.constant_(model[1].weight, float("nan"))
         return model
 
-    record = estimate(BLANK, broken, context(tmp_path))
+    record = estimate(BLANK, broken, context(tmp_path), recipe())
     assert record.valid_accuracy is None
     assert record.failure.startswith("TrainingError: the loss is nan")
 
@@ -173,7 +175,7 @@ def test_a_network_that_cannot_be_built_is_a_failure_in_one_line(
     def build():
         raise error
 
-    record = estimate(BLANK, build, context(tmp_path))
+    record = estimate(BLANK, build, context(tmp_path), recipe())
     assert record.valid_accuracy is None
     assert failure in record.failure and "\n" not in record.failure
     assert ModelRecord.from_json(record.to_json()) == record
@@ -184,7 +186,7 @@ def test_a_network_that_raises_is_a_failure_with_the_type_in_its_reason(tiny_dat
     def build():
         raise error
 
-    record = estimate(BLANK, build, context(tmp_path))
+    record = estimate(BLANK, build, context(tmp_path), recipe())
     assert record.valid_accuracy is None
     assert record.failure.startswith(type(error).__name__) and "bug" in record.failure
 
@@ -194,7 +196,7 @@ def test_a_full_disk_is_no_failure_of_a_network(tiny_data, tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
 
     with pytest.raises(OSError, match="No space left on device: 'somewhere'"):
-        estimate(BLANK, build, context(tmp_path))
+        estimate(BLANK, build, context(tmp_path), recipe())
 
 
 def test_a_found_network_learns_the_digits(tmp_path, evaluator_of):
@@ -265,11 +267,11 @@ def test_a_lower_fidelity_is_its_part_of_the_epochs_and_takes_over_no_full_evalu
 
 
 def test_a_lower_fidelity_changes_the_epochs_of_a_proxy_training_and_nothing_else(tmp_path):
-    method, problem = ProxyTraining(context(tmp_path, epochs=12)), problem_of()
+    method, problem = ProxyTraining(context(tmp_path), recipe(epochs=12)), problem_of()
     blank = replace(BLANK, genome=SMALL)
     whole, part = (method.arguments(blank, problem, fidelity) for fidelity in (1.0, 0.25))
-    assert whole == (blank, problem.stack(SMALL), method.context)
-    assert part == (blank, problem.stack(SMALL), context(tmp_path, epochs=3))
+    assert whole == (blank, problem.stack(SMALL), method.context, method.recipe)
+    assert part == (blank, problem.stack(SMALL), context(tmp_path), recipe(epochs=3))
 
 
 @pytest.mark.parametrize(
@@ -290,7 +292,7 @@ def test_a_worker_that_dies_becomes_a_failure_of_its_network_alone(
             yield key, replace(record, valid_accuracy=0.5) if number else died
 
     given = []
-    monkeypatch.setattr(netsearch.estimators.proxy, "run_tasks", tasks_end)
+    monkeypatch.setattr(netsearch.estimators.evaluator, "run_tasks", tasks_end)
     archive, evaluator = Archive(tmp_path / "a"), evaluator_of(workers=2)
     evaluator.workers = limited = Workers(2, evaluation_minutes=7.5)
     errors = evaluator.evaluate(full(SMALL, LARGE), archive)

@@ -20,8 +20,9 @@ from evaluation.data.config import DataConfig
 from evaluation.errors import InputError
 from evaluation.files.archive import Archive
 from evaluation.pareto.front import pareto_set
-from evaluation.workers.pool import ONE_WORKER, Workers, WorkersConfig
-from netsearch.estimators.proxy import FIRST, Evaluator, ProxyTraining, estimate
+from evaluation.workers.workers import ONE_WORKER, Workers, WorkersConfig
+from netsearch.estimators.evaluator import FIRST, Evaluator
+from netsearch.estimators.proxy import ProxyTraining, estimate
 from netsearch.searches.protocol import Batch
 from processes import alive, needs_proc
 from tiny_run import command, result
@@ -61,8 +62,8 @@ class Faulty(nn.Sequential):
         return super().forward(images) * (np.nan if self.fault == "nan" else 1)
 
 
-def judge(record, fault, context):
-    return estimate(record, lambda: Faulty(fault), context)
+def judge(record, fault, context, recipe):
+    return estimate(record, lambda: Faulty(fault), context, recipe)
 
 
 @dataclass(frozen=True)
@@ -76,16 +77,16 @@ class FaultyTraining(ProxyTraining):
         return judge
 
     def arguments(self, blank, problem, fidelity):
-        return blank, self.faults.get(blank.genome), self.context
+        return blank, self.faults.get(blank.genome), self.context, self.recipe
 
 
 def evaluated(folder, faults, workers):
     folder.mkdir()
     data = DataConfig(name="digits", max_train_images=100, max_test_images=60)
     recipe = RECIPE.model_copy(update={"epochs": 1, "batch_size": 20})
-    context = replace(CONTEXT, data=data, recipe=recipe, metrics=folder / "metrics.jsonl")
+    context = replace(CONTEXT, data=data, metrics=folder / "metrics.jsonl")
     archive = Archive(folder / "archive.jsonl")
-    evaluator = Evaluator(problem_of(), FaultyTraining(context, faults), 0, workers)
+    evaluator = Evaluator(problem_of(), FaultyTraining(context, recipe, faults), 0, workers)
     return evaluator.evaluate(Batch(tuple(GENOMES)), archive), archive
 
 
@@ -111,7 +112,7 @@ def test_networks_that_fail_in_every_way_are_recorded_and_the_others_are_what_th
 def failing(share):
     """(record, ...) -> a failure for about so large a part of the networks, else an accuracy."""
 
-    def answer(record, build, context):
+    def answer(record, build, context, recipe):
         if int(record.id, 16) % 1000 < 1000 * share:
             return replace(record, failure=f"TypeError: {len(record.blocks)} blocks")
         return replace(record, valid_accuracy=accuracy(record.genome))
@@ -134,13 +135,13 @@ def test_a_search_in_which_too_many_fail_stops_and_says_why(tmp_path, monkeypatc
 def test_a_search_goes_on_where_half_have_failed_and_stops_at_one_more(tmp_path, monkeypatch):
     half = set(GENOMES[: FIRST // 2])
 
-    def answer(record, build, context):
+    def answer(record, build, context, recipe):
         if record.genome in half:
             return replace(record, failure="A: often")
         return replace(record, valid_accuracy=0.5)
 
     replace_training(monkeypatch, answer)
-    evaluator = Evaluator(problem_of(), ProxyTraining(CONTEXT), 0, ONE_WORKER)
+    evaluator = Evaluator(problem_of(), ProxyTraining(CONTEXT, RECIPE), 0, ONE_WORKER)
     archive = Archive(tmp_path / "archive.jsonl")
     errors = evaluator.evaluate(Batch(tuple(GENOMES[:FIRST])), archive)
     assert np.isnan(errors).sum() == 5
@@ -151,11 +152,11 @@ def test_a_search_goes_on_where_half_have_failed_and_stops_at_one_more(tmp_path,
 
 
 def test_the_commonest_reason_stands_first_and_the_archive_is_named(tmp_path, monkeypatch):
-    def answer(record, build, context):
+    def answer(record, build, context, recipe):
         return replace(record, failure="A: often" if record.genome[0] else "B: seldom")
 
     replace_training(monkeypatch, answer)
-    evaluator = Evaluator(problem_of(), ProxyTraining(CONTEXT), 0, ONE_WORKER)
+    evaluator = Evaluator(problem_of(), ProxyTraining(CONTEXT, RECIPE), 0, ONE_WORKER)
     archive = Archive(tmp_path / "archive.jsonl")
     evaluator.evaluate(Batch(tuple(GENOMES[: FIRST - 1])), archive)  # too few to judge by
     assert len(archive) == FIRST - 1 == 9

@@ -10,9 +10,10 @@ import torch
 from rich.console import Console
 
 from configs import FOLDER
+from configs.experiment import Config
 from evaluation.data.dataset import load_dataset
 from evaluation.files.run_folder import RunFolder
-from evaluation.workers.pool import Workers
+from evaluation.workers.workers import Workers
 from netsearch.forecast import forecast as forecast_module
 from netsearch.forecast import timed_steps
 from netsearch.forecast.forecast import Forecast, Plan, Sizes, Times, forecast, reckon, side_by_side
@@ -23,7 +24,7 @@ from netsearch.forecast.timed_steps import (
     ready_made,
     time_step,
 )
-from run_pipeline import Config, Pipeline
+from run_pipeline import Pipeline
 from tiny_run import TINY
 
 QUICKSTART = FOLDER / "quickstart.yaml"
@@ -191,7 +192,7 @@ def test_the_forecast_of_a_run_is_of_the_stages_that_it_will_have(until, tmp_pat
         seen.append(plan)
         return Forecast(1.0, {}, 0.0, 1.0)
 
-    monkeypatch.setattr("run_pipeline.forecast", recorded)
+    monkeypatch.setattr("netsearch.forecast.forecast.forecast", recorded)
     config = Config.load(QUICKSTART, TINY)
     console = Console(file=io.StringIO())
     run = Pipeline(config, RunFolder(tmp_path / "run"), console=console, workers=Workers(1))

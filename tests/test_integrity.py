@@ -23,7 +23,7 @@ from evaluation.files.manifest import MANIFEST, Manifest, check, sealed, unseale
 from evaluation.files.run_folder import RunFolder
 from evaluation.records import Cost, ModelRecord, checked_name
 from evaluation.training.weights import read_weights
-from evaluation.workers.pool import Workers
+from evaluation.workers.workers import Workers
 from run_pipeline import Pipeline
 from test_pipeline import ROOT, tiny
 
@@ -148,7 +148,7 @@ def use(folder: Path) -> None:
     run = Pipeline.open(folder)
     run.console = Console(file=io.StringIO())
     run.report()
-    for record in run.retrained():
+    for record in run.members.retrained():
         read_weights(run.members.weights(record))
 
 

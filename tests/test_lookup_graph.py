@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.errors import InputError
-from evaluation.workers.pool import Workers
+from evaluation.workers.workers import Workers
 from lookup_graph import LookupGraph
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))

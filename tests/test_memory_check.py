@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from configs import FOLDER
+from configs.experiment import Config
 from evaluation.data.dataset import Dataset, load_dataset
 from evaluation.errors import InputError
 from netsearch.forecast import memory_check
 from netsearch.forecast.memory_check import check_memory, check_search_memory
-from run_pipeline import Config
 
 CONFIG: Path = FOLDER / "quickstart.yaml"
 

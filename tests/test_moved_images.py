@@ -14,6 +14,7 @@ from configs.experiment import Config
 from evaluation.data.dataset import worker_dataset
 from evaluation.errors import InputError
 from evaluation.files.atomic import write_listed
+from evaluation.files.run_folder import RunFolder
 from run_pipeline import Pipeline, app
 
 NPZ = ("data.name=npz", "data.max_train_images=null", "data.max_test_images=null")
@@ -61,7 +62,7 @@ def root_of(folder: Path) -> str:
 
 
 def member_of(folder: Path) -> str:
-    return Pipeline.open(folder).retrained()[0].id
+    return Pipeline.open(folder).members.retrained()[0].id
 
 
 def test_the_path_in_the_config_of_a_run_holds_in_every_folder(finished):
@@ -186,5 +187,5 @@ def test_a_pipeline_that_begins_knows_no_images_yet(tmp_path):
         changes = [*NPZ, f"data.root={tmp_path / 'none.npz'}"]
         config = Config.load(FOLDER / "quickstart.yaml", changes)
         worker_dataset.cache_clear()
-        _ = Pipeline(config, None).dataset
+        _ = Pipeline(config, RunFolder(tmp_path)).dataset
     assert "--data" not in str(caught.value)

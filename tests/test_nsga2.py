@@ -132,7 +132,7 @@ def test_a_failed_network_never_stands_on_the_front_and_is_told_as_finite_and_in
     def fails(genome):
         return genome[2] == 0  # all that are narrow in stage one, the cheapest of the space
 
-    def estimate(record, build, context):
+    def estimate(record, build, context, recipe):
         failed = replace(record, failure="RuntimeError: out of memory")
         return failed if fails(record.genome) else learn(record, build, context)
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluation.workers.pool import DEATHS_ALONE, WorkerDied, Workers, run_tasks
+from evaluation.workers.pool import DEATHS_ALONE, WorkerDied, run_tasks
 from evaluation.workers.task import Limits
+from evaluation.workers.workers import Workers
 from processes import alive, needs_proc
 
 ROOT = Path(__file__).parents[1]

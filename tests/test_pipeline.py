@@ -12,21 +12,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-import run_pipeline
 import tiny_run
 from configs import FOLDER
+from configs.experiment import Config
 from evaluation.errors import InputError
 from evaluation.files.archive import Archive
 from evaluation.files.run_folder import RunFolder
 from evaluation.pareto.front import non_dominated
 from evaluation.records import Cost, ModelRecord
-from evaluation.workers.pool import Workers
-from run_pipeline import Config, Pipeline, app
+from evaluation.workers.workers import Workers
+from run_pipeline import Pipeline, app
 
 ROOT = Path(__file__).parent.parent
 STRATEGY = "blocksearch.strategies.enhanced_gradient"
@@ -96,8 +97,8 @@ def test_the_front_has_the_promised_keys_and_no_dominated_model(finished):
 
 
 def test_retrained_members_carry_the_test_accuracy_of_every_seed(finished):
-    retrained = [one for one in Pipeline.open(finished).front() if one.test_accuracy]
-    assert len(retrained) == min(3, len(Pipeline.open(finished).front()))
+    retrained = [one for one in Pipeline.open(finished).members.front() if one.test_accuracy]
+    assert len(retrained) == min(3, len(Pipeline.open(finished).members.front()))
     for one in retrained:
         assert one.seeds == (0, 1) and len(one.test_accuracy) == 2
         for seed, accuracy in zip(one.seeds, one.test_accuracy, strict=True):
@@ -115,7 +116,7 @@ def test_the_kept_weights_give_the_recorded_test_accuracy_of_the_first_seed(fini
 
     run = Pipeline.open(finished)
     library = BlockLibrary.load(run.folder.blocks)
-    record = run.retrained()[0]
+    record = run.members.retrained()[0]
     spec = genome_space(run.config.netsearch, library, run.images).decode(record.genome)
     model = Network(spec, library.cells, run.images.shape, run.images.classes)
     model.load_state_dict(load_file(finished / "retrained" / record.id / "weights.safetensors"))
@@ -246,7 +247,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("largest", [max, min])
 def test_pick_returns_the_best_retrained_model_within_the_budget(finished, largest):
-    retrained = Pipeline.open(finished).retrained()
+    retrained = Pipeline.open(finished).members.retrained()
     limit = largest(record.cost.params for record in retrained)
     within = [record for record in retrained if record.cost.params <= limit]
     result = invoke("pick", str(finished), "--max-params", str(limit), "--most-accurate", "--json")
@@ -257,7 +258,9 @@ def test_pick_returns_the_best_retrained_model_within_the_budget(finished, large
 
 
 def test_pick_names_the_nearest_model_when_nothing_fits(finished):
-    cheapest = min(Pipeline.open(finished).retrained(), key=lambda record: record.cost.params)
+    cheapest = min(
+        Pipeline.open(finished).members.retrained(), key=lambda record: record.cost.params
+    )
     result = invoke("pick", str(finished), "--max-params", "10")
     assert result.exit_code == 1 and "nothing fits" in result.stdout
     assert cheapest.id in result.stdout
@@ -384,7 +387,7 @@ def test_leftovers_of_a_kill_are_removed(copy):
     assert not list(copy.rglob("*.tmp")) and not list(copy.rglob("*.ckpt*"))
 
 
-@pytest.mark.skipif(run_pipeline.torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there_is_refused(tmp_path):
     result = invoke("run", "--out", str(tmp_path / "run"), "--device", "cuda")
     assert result.exit_code == 2 and "no GPU" in result.stderr
@@ -442,7 +445,7 @@ def test_a_folder_of_grey_and_coloured_pictures_of_two_sizes_runs_through(tmp_pa
     run = pipeline(tmp_path / "run", *changes)
     run.run()
     assert run.images.shape == (3, 16, 16)
-    assert max(record.test_accuracy_mean for record in run.retrained()) > 0.8
+    assert max(record.test_accuracy_mean for record in run.members.retrained()) > 0.8
 
 
 def test_every_config_file_loads_and_states_every_value():

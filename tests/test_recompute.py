@@ -26,13 +26,15 @@ from blocksearch.space import SearchSpace
 from blocksearch.supernet.forms import PLAIN, Form
 from blocksearch.supernet.supernet import Supernet
 from configs import FOLDER
+from configs.experiment import Config
 from evaluation.data.config import DataConfig
 from evaluation.data.dataset import worker_dataset
 from evaluation.errors import InputError
 from evaluation.files.events import read_metrics
 from evaluation.files.run_folder import RunFolder
-from evaluation.workers.pool import Workers, run_tasks
-from run_pipeline import Config, Pipeline
+from evaluation.workers.pool import run_tasks
+from evaluation.workers.workers import Workers
+from run_pipeline import Pipeline
 from test_block_search import Killed, context
 from test_strategies import OPS as CONTRACT_OPS
 from test_strategies import (
@@ -289,7 +291,7 @@ def test_a_search_without_room_starts_again_and_ends_the_same(kind, tmp_path, mo
 def test_it_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
     expected = searched(tmp_path / "whole")
     monkeypatch.setattr(evaluation.training.checkpoint, "EVERY_S", 0.0)
-    steps = 2 * (len(worker_dataset(context(tmp_path).data, 0, "cpu").search_train) // 16)
+    steps = 2 * (len(worker_dataset(context(tmp_path).run.data, 0, "cpu").search_train) // 16)
     failing = Failing(monkeypatch, {6}, ERRORS["cpu"])
     assert searched(tmp_path / "cut") == expected
     assert steps >= 4
@@ -373,7 +375,8 @@ def test_the_user_is_told_on_the_console(tmp_path, monkeypatch):
 def wide(folder: Path) -> SearchContext:
     one = context(folder, ops="darts", channels=32, cells=6, batch_size=256)
     # No more images than these: rating the cells takes all that are left for validation at once.
-    return replace(one, data=DataConfig(name="digits", max_train_images=520))
+    data = DataConfig(name="digits", max_train_images=520)
+    return replace(one, run=replace(one.run, data=data))
 
 
 def writable_mib(one: SearchContext) -> float:

@@ -17,9 +17,10 @@ from PIL import Image
 from rich.console import Console
 
 from configs import FOLDER
+from configs.experiment import Config
 from evaluation.files.run_folder import RunFolder
 from evaluation.report.report import Baseline, DrawnBlock, Report, write_report
-from run_pipeline import Config, Pipeline
+from run_pipeline import Pipeline
 from test_report import BLOCKS, FRONT, MEASURED, NEAR_LARGE, REPORT
 from tiny_run import TINY
 

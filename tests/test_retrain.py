@@ -18,9 +18,10 @@ from evaluation.errors import InputError
 from evaluation.files.events import MetricsLog, read_metrics
 from evaluation.records import Cost, ModelRecord
 from evaluation.training.checkpoint import Checkpoint
-from evaluation.training.loop import TrainConfig, TrainingContext, accuracy
+from evaluation.training.context import RunContext
+from evaluation.training.loop import TrainConfig, accuracy
 from evaluation.training.retrain import RetrainConfig, Trial, retrain, retrain_all
-from evaluation.workers.pool import Workers
+from evaluation.workers.workers import Workers
 
 ROOT = Path(__file__).parents[1]
 RECIPE = TrainConfig(
@@ -56,14 +57,12 @@ TEST = halves(501, seed=1)
 def tiny_data(monkeypatch):
     """A data set without the splits of the searches, so that no one can read them."""
     dataset = Dataset("halves", ("l", "r"), None, None, halves(100, seed=0), TEST, "")
-    monkeypatch.setattr(
-        evaluation.training.retrain, "worker_dataset", lambda config, seed, device: dataset
-    )
+    monkeypatch.setattr("evaluation.training.context.worker_dataset", lambda *_: dataset)
 
 
 @pytest.fixture
 def context(tmp_path):
-    return TrainingContext(DataConfig(name="digits"), 0, RECIPE, "cpu", tmp_path / "metrics.jsonl")
+    return RunContext(DataConfig(name="digits"), 0, "cpu", tmp_path / "metrics.jsonl")
 
 
 def net():
@@ -92,7 +91,7 @@ def names(folder):
 
 def test_the_kept_weights_reproduce_the_test_accuracy(tmp_path, context):
     folder = tmp_path / "x"
-    result = retrain(net, 0, folder, context, description="a net")
+    result = retrain(net, 0, folder, context, RECIPE, description="a net")
     assert names(folder) == ["seed-0.json", "weights.safetensors"]
     found = json.loads((folder / "seed-0.json").read_text())
     wrong = found.pop("wrong")
@@ -117,12 +116,12 @@ def test_the_kept_weights_reproduce_the_test_accuracy(tmp_path, context):
 
 
 def test_without_keeping_weights_only_the_result_stays(tmp_path, context):
-    retrain(net, 2, tmp_path / "x", context, description=None)
+    retrain(net, 2, tmp_path / "x", context, RECIPE, description=None)
     assert names(tmp_path / "x") == ["seed-2.json"]
 
 
 def test_every_epoch_and_the_result_are_logged(tmp_path, context):
-    result = retrain(net, 4, tmp_path / "x", context, description=None)
+    result = retrain(net, 4, tmp_path / "x", context, RECIPE, description=None)
     events = read_metrics(context.metrics)
     assert {(e["stage"], e["task"]) for e in events} == {("retrain", "x/4")}
     assert [e["epoch"] for e in events[:-1]] == [1, 2, 3]
@@ -130,15 +129,15 @@ def test_every_epoch_and_the_result_are_logged(tmp_path, context):
 
 
 def test_a_retraining_that_finds_its_result_returns_it_without_building(tmp_path, context):
-    first = retrain(net, 0, tmp_path / "x", context, description="a net")
+    first = retrain(net, 0, tmp_path / "x", context, RECIPE, description="a net")
     before = (tmp_path / "x" / "weights.safetensors").read_bytes()
-    assert retrain(never, 0, tmp_path / "x", context, description="a net") == first
+    assert retrain(never, 0, tmp_path / "x", context, RECIPE, description="a net") == first
     assert (tmp_path / "x" / "weights.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize("killed_after", [1, 2])
 def test_a_killed_retraining_ends_as_the_unbroken_one(tmp_path, context, monkeypatch, killed_after):
-    unbroken = retrain(net, 0, tmp_path / "a", context, description="a net")
+    unbroken = retrain(net, 0, tmp_path / "a", context, RECIPE, description="a net")
     write = MetricsLog.write
 
     def kill(self, **values):
@@ -149,10 +148,10 @@ def test_a_killed_retraining_ends_as_the_unbroken_one(tmp_path, context, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(MetricsLog, "write", kill)
         with pytest.raises(Killed):
-            retrain(net, 0, tmp_path / "b", context, description="a net")
+            retrain(net, 0, tmp_path / "b", context, RECIPE, description="a net")
     assert names(tmp_path / "b") == ["seed-0.ckpt", "seed-0.ckpt.old"][:killed_after]
     context.metrics.unlink()
-    assert retrain(net, 0, tmp_path / "b", context, description="a net") == unbroken
+    assert retrain(net, 0, tmp_path / "b", context, RECIPE, description="a net") == unbroken
     assert [e["epoch"] for e in read_metrics(context.metrics)[:-1]] == [2, 3][killed_after - 1 :]
     assert names(tmp_path / "b") == ["seed-0.json", "weights.safetensors"]
     weights = [(tmp_path / run / "weights.safetensors").read_bytes() for run in "ab"]
@@ -176,14 +175,16 @@ def killed_at_step(monkeypatch, step, retraining):
 
 
 def test_a_retraining_killed_in_mid_epoch_ends_as_the_unbroken_one(tmp_path, context, monkeypatch):
-    unbroken = retrain(net, 0, tmp_path / "a", context, description="a net")
+    unbroken = retrain(net, 0, tmp_path / "a", context, RECIPE, description="a net")
     losses = [e["loss"] for e in read_metrics(context.metrics) if "loss" in e]
-    killed_at_step(monkeypatch, 3, lambda: retrain(net, 0, tmp_path / "b", context, "a net"))
+    killed_at_step(
+        monkeypatch, 3, lambda: retrain(net, 0, tmp_path / "b", context, RECIPE, "a net")
+    )
     assert names(tmp_path / "b") == ["seed-0.ckpt", "seed-0.ckpt.old"]
     context.metrics.unlink()
     newest = tmp_path / "b" / "seed-0.ckpt"
     newest.write_bytes(newest.read_bytes()[:-1])
-    assert retrain(net, 0, tmp_path / "b", context, description="a net") == unbroken
+    assert retrain(net, 0, tmp_path / "b", context, RECIPE, description="a net") == unbroken
     warning, *rest = read_metrics(context.metrics)
     assert "seed-0.ckpt: damaged" in warning["warning"]
     assert [e["loss"] for e in rest if "loss" in e] == losses
@@ -193,26 +194,26 @@ def test_a_retraining_killed_in_mid_epoch_ends_as_the_unbroken_one(tmp_path, con
 
 
 def test_a_checkpoint_of_another_retraining_is_refused(tmp_path, context, monkeypatch):
-    killed_at_step(monkeypatch, 2, lambda: retrain(net, 0, tmp_path / "a", context, None))
+    killed_at_step(monkeypatch, 2, lambda: retrain(net, 0, tmp_path / "a", context, RECIPE, None))
     (tmp_path / "b").mkdir()
     content = (tmp_path / "a" / "seed-0.ckpt").read_bytes()
     for place, seed in (("a", 1), ("b", 0)):
         path = tmp_path / place / f"seed-{seed}.ckpt"
         path.write_bytes(content)
         with pytest.raises(InputError, match=rf"seed-{seed}\.ckpt: .*of another training"):
-            retrain(net, seed, tmp_path / place, context, None)
+            retrain(net, seed, tmp_path / place, context, RECIPE, None)
 
 
 def test_both_checkpoints_that_a_kill_left_beside_the_result_are_removed(tmp_path, context):
-    first = retrain(net, 0, tmp_path / "x", context, None)
+    first = retrain(net, 0, tmp_path / "x", context, RECIPE, None)
     for name in ("seed-0.ckpt", "seed-0.ckpt.old"):
         (tmp_path / "x" / name).write_text("left")
-    assert retrain(never, 0, tmp_path / "x", context, None) == first
+    assert retrain(never, 0, tmp_path / "x", context, RECIPE, None) == first
     assert names(tmp_path / "x") == ["seed-0.json"]
 
 
 def test_a_diverging_retraining_returns_its_reason_and_leaves_no_result(tmp_path, context):
-    reason = retrain(diverging, 0, tmp_path / "x", context, description="a net")
+    reason = retrain(diverging, 0, tmp_path / "x", context, RECIPE, description="a net")
     assert isinstance(reason, str) and reason.startswith("TrainingError: the loss is nan")
     assert not (tmp_path / "x" / "seed-0.json").exists()
     assert not (tmp_path / "x" / "weights.safetensors").exists()

@@ -29,8 +29,8 @@ from blocksearch.space import NORMAL, REDUCTION
 from evaluation.data.config import DataConfig
 from evaluation.files.archive import Archive
 from evaluation.pareto.front import Budgets, pareto_set
-from evaluation.training.loop import TrainingContext
-from evaluation.workers.pool import Workers
+from evaluation.training.context import RunContext
+from evaluation.workers.workers import Workers
 from netsearch.config import NetSearchConfig
 from netsearch.search import Images, NetworkStage, hypervolume_box
 from netsearch.searches import LABELS, SEARCHES
@@ -155,7 +155,7 @@ def fails(genome):
 def test_failed_networks_never_stand_on_the_front_and_the_search_goes_on(
     tmp_path, monkeypatch, name
 ):
-    def estimate(record, build, context):
+    def estimate(record, build, context, recipe):
         failed = replace(record, failure="RuntimeError: out of memory")
         return failed if fails(record.genome) else learn(record, build, context)
 
@@ -186,7 +186,7 @@ def test_a_search_ends_when_its_space_is_exhausted_and_says_so(tmp_path, trained
 def test_halving_evaluates_what_it_passed_over_once_nothing_new_comes_up_but_no_failure_again(
     tmp_path, monkeypatch
 ):
-    def estimate(record, build, context):
+    def estimate(record, build, context, recipe):
         failed = replace(record, failure="RuntimeError: no")
         return failed if record.genome[0] else learn(record, build, context)
 
@@ -335,7 +335,7 @@ def stage(folder, **changes):
         "train": RECIPE,
         **changes,
     }
-    training = TrainingContext(DataConfig(name="digits"), 0, RECIPE, "cpu", folder / "metrics")
+    training = RunContext(DataConfig(name="digits"), 0, "cpu", folder / "metrics")
     return NetworkStage(
         NetSearchConfig(**fields),
         BlockLibrary.from_found(found, SHAPE[1:]),

@@ -17,15 +17,13 @@ from evaluation.data.dataset import Split, load_dataset
 from evaluation.errors import InputError
 from evaluation.records import Cost, ModelRecord
 from evaluation.training.checkpoint import Checkpoint
+from evaluation.training.context import RunContext
 from evaluation.training.loop import TrainConfig, TrainingError, accuracy, train
+from netsearch.estimators.shared_scoring import calibrate, estimate_shared, score
 from netsearch.estimators.shared_training import (
-    SharedContext,
     SharedWeightsConfig,
     _SharedUpdate,
-    calibrate,
-    estimate_shared,
     sampled_steps,
-    score,
     train_shared,
 )
 from netsearch.estimators.shared_weights import SharedWeights
@@ -450,12 +448,12 @@ def test_a_worker_scores_what_the_store_on_disk_scores(digits, tmp_path):
     genome = (0, 1, 1, 0, 0, 1, 0)
     spec = SPACE.decode(genome)
     record = ModelRecord(spec.id(CELLS), genome, spec.blocks, Cost(1, 1), seed=0)
-    context = SharedContext(DATA, 0, path, 200, "cpu", tmp_path / "metrics.jsonl")
-    scored = estimate_shared(record, spec, context)
+    context = RunContext(DATA, 0, "cpu", tmp_path / "metrics.jsonl")
+    scored = estimate_shared(record, spec, context, path, 200)
     assert scored == replace(record, valid_accuracy=score(shared, spec, digits, 200))
     shared.weights.data.fill_(float("nan"))
     shared.save(path)
-    failed = estimate_shared(record, spec, context)
+    failed = estimate_shared(record, spec, context, path, 200)
     assert failed.valid_accuracy is None
     assert failed.failure == "TrainingError: a logit is not finite"
 

@@ -5,8 +5,8 @@ import random
 
 import pytest
 
+import netsearch.estimators.shared_scoring
 import netsearch.estimators.shared_training
-import netsearch.search
 from blocksearch.library import BlockLibrary, FoundCell
 from blocksearch.ops import LIGHT_OPS
 from blocksearch.space import NORMAL, REDUCTION, SearchSpace
@@ -15,12 +15,15 @@ from evaluation.data.dataset import worker_dataset
 from evaluation.errors import InputError
 from evaluation.files.archive import Archive
 from evaluation.training.checkpoint import Checkpoint
-from evaluation.training.loop import TrainConfig, TrainingContext
-from evaluation.workers.pool import Workers
+from evaluation.training.context import RunContext
+from evaluation.training.loop import TrainConfig
+from evaluation.workers.workers import Workers
 from netsearch.config import NetSearchConfig
-from netsearch.estimators.shared_training import SharedWeightsConfig, score
+from netsearch.estimators.shared_scoring import score
+from netsearch.estimators.shared_training import SharedWeightsConfig
 from netsearch.estimators.shared_weights import SharedWeights
-from netsearch.search import Images, NetworkStage, Outcome
+from netsearch.outcome import Outcome, Ranking
+from netsearch.search import Images, NetworkStage
 from netsearch.space.latency_table import LatencyTable
 
 SHAPE, CLASSES = (1, 8, 8), 10
@@ -55,7 +58,7 @@ def stage(folder, **changes):
         "train": RECIPE,
         **changes,
     }
-    training = TrainingContext(DATA, 0, RECIPE, "cpu", folder / "metrics.jsonl")
+    training = RunContext(DATA, 0, "cpu", folder / "metrics.jsonl")
     config, images = NetSearchConfig(**fields), Images(SHAPE, CLASSES)
     return NetworkStage(config, library, images, training, folder, Workers(1))
 
@@ -107,7 +110,9 @@ def test_shared_weights_judge_networks_and_are_checked_against_training(tmp_path
     assert outcome.ranking.networks == 4 and -1 <= outcome.ranking.tau <= 1
     assert Outcome.from_json(json.loads(json.dumps(outcome.to_json()))) == outcome
     # A second call trains nothing.
-    monkeypatch.setattr(netsearch.search, "run_tasks", lambda *arguments: iter(()))
+    monkeypatch.setattr(
+        netsearch.estimators.shared_scoring, "run_tasks", lambda *arguments: iter(())
+    )
     assert stage(tmp_path, **changes).run() == outcome
 
 
@@ -158,7 +163,7 @@ def test_settings_that_do_not_fit_together_are_refused(tmp_path, changes, messag
 
 
 def test_a_ranking_needs_something_to_rank():
-    ranking = netsearch.search.Ranking.of([0.1, 0.2, 0.3], [0.5, 0.7, 0.6])
+    ranking = Ranking.of([0.1, 0.2, 0.3], [0.5, 0.7, 0.6])
     assert ranking is not None and ranking.tau == pytest.approx(1 / 3)
-    assert netsearch.search.Ranking.of([0.1], [0.2]) is None
-    assert netsearch.search.Ranking.of([0.1, 0.1], [0.2, 0.3]) is None
+    assert Ranking.of([0.1], [0.2]) is None
+    assert Ranking.of([0.1, 0.1], [0.2, 0.3]) is None

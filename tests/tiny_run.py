@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from configs import FOLDER
+from configs.experiment import Config
 from evaluation.files.run_folder import RunFolder
 from evaluation.report.plots import draw_fronts
 from evaluation.training import ready_made
-from run_pipeline import Config, Pipeline, app
+from run_pipeline import Pipeline, app
 
 ROOT = Path(__file__).parents[1]
 TINY = (

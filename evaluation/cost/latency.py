@@ -14,27 +14,24 @@ that wrote there is read by `DeviceLatencies`.
 """
 
 import copy
-import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
 
+import joblib
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evaluation.cost.paretoblocks_latency import FORMAT, LatencyError, time_file
+from evaluation.cost.device_latency import Latency
+from evaluation.cost.paretoblocks_latency import LatencyError, time_file
 from evaluation.errors import InputError, not_installed
-from evaluation.files.atomic import read_json
 
 BATCH = 1
 MIN_TOTAL_S = 0.02  # a module of 10 us is timed 2000 times, so that its median is no accident
 MS_PER_S = 1000.0
-NAMES_SHOWN = 3
 
 
 def device_name(device: str) -> str:
@@ -44,91 +41,10 @@ def device_name(device: str) -> str:
     return f"{platform.machine()} CPU"
 
 
-@dataclass(frozen=True)
-class Latency:
-    """Milliseconds of one forward pass: median and interquartile range over the timed passes."""
-
-    median_ms: float
-    spread_ms: float
-
-    @classmethod
-    def from_json(cls, data: Any) -> Self:
-        """Read an entry of a latency JSON.
-
-        Raises:
-            ValueError: If it has another form, or numbers that no measurement gives.
-        """
-        try:
-            latency = cls(float(data["median_ms"]), float(data["spread_ms"]))
-        except (KeyError, TypeError, OverflowError) as error:
-            raise ValueError(f"not a latency: {str(data)[:200]}") from error
-        if not (0 < latency.median_ms < math.inf and 0 <= latency.spread_ms < math.inf):
-            raise ValueError(f"expected milliseconds above 0, got {str(data)[:200]}")
-        return latency
-
-
-@dataclass(frozen=True)
-class DeviceLatencies:
-    """What `paretoblocks-latency` measured on a device: its JSON, read and checked.
-
-    Attributes:
-        path: The file.
-        facts: On what and how it was measured: device, runtime, threads, batch.
-        files: Name of a file, as its metadata has it, to its latency.
-    """
-
-    path: Path
-    facts: Mapping[str, str | int]
-    files: Mapping[str, Latency]
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read a latency JSON.
-
-        Raises:
-            InputError: If it is missing, damaged or of another format; the message names it.
-        """
-        data = read_json(path, listed=False)  # from another device
-        found = data.get("format") if isinstance(data, dict) else None
-        if found != FORMAT:
-            raise InputError(f"{path}: expected a JSON of format {FORMAT!r}, got {found!r}")
-        try:
-            words = {name: str(data[name]) for name in ("device", "runtime")}
-            counts = {name: int(data[name]) for name in ("threads", "batch")}
-            files = {str(name): Latency.from_json(one) for name, one in data["files"].items()}
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise InputError(f"{path}: damaged latency JSON: {error!r}") from error
-        if not files:
-            raise InputError(f"{path}: damaged latency JSON: it has no file")
-        return cls(path, {**words, **counts}, files)
-
-    @property
-    def device(self) -> str:
-        """Device, runtime, threads and batch, in words."""
-        threads = self.facts["threads"]
-        plural = "" if threads == 1 else "s"
-        return (
-            f"{self.facts['device']}, {self.facts['runtime']}, {threads} thread{plural}, "
-            f"batch {self.facts['batch']}"
-        )
-
-    def of(self, names: Collection[str], what: str) -> dict[str, float]:
-        """Return the median milliseconds of each name.
-
-        Args:
-            names: Whose latency is wanted.
-            what: What they are, for the message: `the members of this front`.
-
-        Raises:
-            InputError: If one was not measured: the JSON is one for other files.
-        """
-        missing = [name for name in names if name not in self.files]
-        if missing:
-            raise InputError(
-                f"{self.path}: a latency JSON for other files: of {what} it lacks {len(missing)} "
-                f"of {len(names)}, {_some(missing)}; it has {_some(self.files)}"
-            )
-        return {name: self.files[name].median_ms for name in names}
+def machine_name(device: str) -> str:
+    """Return what computes there, with the number of cores where it is a CPU."""
+    cores = "" if device == "cuda" else f", {joblib.cpu_count()} cores"
+    return f"{device_name(device)}{cores}"
 
 
 def measure_onnx_ms(path: Path, threads: int = 1) -> Latency:
@@ -199,11 +115,6 @@ def clock_of(device: torch.device, threads: int) -> Callable[[], float]:
     ticks_are_fine = sys.platform != "win32"  # the threads' clock of Windows ticks every 16 ms
     lone = device.type == "cpu" and threads == 1
     return time.thread_time if lone and ticks_are_fine else time.perf_counter
-
-
-def _some(names: Collection[str]) -> str:
-    shown = ", ".join(repr(name) for name in list(names)[:NAMES_SHOWN])
-    return shown if len(names) <= NAMES_SHOWN else f"{shown} and {len(names) - NAMES_SHOWN} more"
 
 
 def _input(shape: tuple[int, ...], device: torch.device) -> Tensor:

@@ -83,6 +83,15 @@ class Dataset:
         """Number of classes."""
         return len(self.class_names)
 
+    def describe(self) -> str:
+        """Say in a sentence what the images are."""
+        channels, height, width = self.image_shape
+        return (
+            f"{self.name}: {len(self.train)} train ({len(self.search_train)} for weights, "
+            f"{len(self.search_valid)} for the search) and {len(self.test)} test images, "
+            f"{self.classes} classes, {channels}x{height}x{width}"
+        )
+
     def to(self, device: torch.device | str) -> "Dataset":
         """Return the four splits on `device`."""
         return replace(

@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import socket
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -33,6 +33,7 @@ from evaluation.files.manifest import (
     sealed,
     unsealed,
 )
+from evaluation.files.names import RETRAINED, SHARED_WEIGHTS
 from evaluation.records import ModelRecord
 
 LOCK, OWNER = ".lock", ".owner.json"  # the system frees the lock of a process that dies
@@ -45,6 +46,10 @@ LISTED = (  # in the manifest, of what lies in the folder
     "baselines/*/*/*",
     "exports/*",
 )
+FIRST_FILES = {  # that depend on a table of the config; on all others everything does
+    "netsearch": (SHARED_WEIGHTS, "archive.jsonl"),
+    "retrain": (RETRAINED, "compare.json"),
+}
 WORKERS = "workers"  # the table that changes how, not what, a run computes
 IMAGES = "data.root"  # where the images are; what they are, their fingerprint says
 PACKAGES = ("torch", "torchvision", "pymoo", "numpy", "scipy", "joblib", "scikit-learn")
@@ -206,13 +211,27 @@ class RunFolder:
         except ValueError as error:
             raise InputError(f"{self.facts}: damaged: {error}") from error
 
+    def read_config(self) -> Any:
+        """Return the config of the run as plain data, values that an older version lacks left out.
+
+        Raises:
+            InputError: If the file is damaged.
+        """
+        try:
+            return parse_yaml(read_bounded(self.config, MOST_CONFIG_BYTES).decode())
+        except ValueError as error:
+            raise InputError(f"{self.config}: damaged: {error}") from error
+
+    def begun(self, table: str) -> bool:
+        """Tell whether there is a file that depends on a table of the config."""
+        return any((self.path / name).exists() for name in FIRST_FILES[table])
+
     def claim(
         self,
         facts: Facts,
         config: dict[str, Any],
         say: Callable[[str], None],
         *,
-        ahead: Collection[str] = (),
         complete: Callable[[Any], Any] = lambda config: config,
     ) -> None:
         """Leave config and facts in an empty folder; in that of a run, check that they agree.
@@ -222,7 +241,6 @@ class RunFolder:
             config: The whole config as plain data; of its table `workers` nothing depends.
             say: Called with what a person should know: a warning where something differs that may
                 change last digits, and the keys that were changed.
-            ahead: Tables of stages that have not begun: they may change.
             complete: Gives the config of an older version the values that it lacks.
 
         Raises:
@@ -244,15 +262,12 @@ class RunFolder:
         self._mend(texts, say)
         self._check_files()
         before = self.read_facts()
-        try:
-            theirs = complete(parse_yaml(read_bounded(self.config, MOST_CONFIG_BYTES).decode()))
-        except ValueError as error:
-            raise InputError(f"{self.config}: damaged: {error}") from error
+        theirs = complete(self.read_config())
         if isinstance(theirs, dict):
             theirs[WORKERS] = config.get(WORKERS)  # not compared
         differing = dict(_differences(theirs, config))
         moved = differing.pop(IMAGES, None)
-        changed = [how for key, how in differing.items() if key.partition(".")[0] in ahead]
+        changed = [how for key, how in differing.items() if self._is_ahead(key)]
         if settled := [how for how in differing.values() if how not in changed]:
             raise InputError(f"{self.path}: made by another config: {'; '.join(settled)}")
         if before.fingerprint != facts.fingerprint:
@@ -266,6 +281,11 @@ class RunFolder:
             say(f"the config changes for what has not begun: {'; '.join(changed)}")
         if moved or changed:
             write_listed(self.config, texts[self.config])
+
+    def _is_ahead(self, key: str) -> bool:
+        """Tell whether a key may change: its table is of a stage that has not begun."""
+        table = key.partition(".")[0]
+        return table in FIRST_FILES and not self.begun(table)
 
     def _mend(self, texts: dict[Path, str], say: Callable[[str], None]) -> None:
         """Write the files that a new run begins with, and those that are damaged, if the same."""

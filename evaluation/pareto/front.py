@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pymoo.indicators.hv import HV
 
 from evaluation.records import COST_NAMES, Cost, ModelRecord
 
@@ -112,6 +111,8 @@ class Box:
 
         Failed records, and those beyond the reference, count for nothing.
         """
+        from pymoo.indicators.hv import HV  # takes a third of a second to import
+
         alive = [objectives(r, self.costs) for r in records if r.valid_accuracy is not None]
         if not alive:
             return 0.0

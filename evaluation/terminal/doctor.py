@@ -85,3 +85,15 @@ def facts() -> Iterator[tuple[str, str]]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use"
     yield "GPU", gpu
     yield "convolutions", VERDICTS[overwrites_memory()]
+
+
+def examine() -> bool:
+    """Print what is found on this machine; return whether all is well."""
+    for name, found in facts():
+        print(f"{name:14} {found}")
+    if unfit := unfit_torchvision():
+        print(f"torchvision does not fit this torch ({unfit}).")
+        print("Install both in one command: pip install --force-reinstall torch torchvision")
+        return False
+    print(FITS)
+    return True

@@ -15,7 +15,6 @@ from typing import Any
 import typer
 
 from evaluation.errors import InputError, printable, reason_of
-from evaluation.workers.memory import out_of_memory
 
 DONE, NOTHING_FITS, BAD_INPUT, FAULT, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 PIPE_CLOSED = 141  # as a shell says of a program that SIGPIPE has ended
@@ -95,6 +94,8 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
         except KeyboardInterrupt:
             message, status = f"interrupted; {GO_ON}", INTERRUPTED
         except Exception as error:
+            from evaluation.workers.memory import out_of_memory  # imports torch
+
             if out_of_memory(error):
                 message = f"error: {reason_of(error)}; lower batch_size or channels"
                 status = BAD_INPUT

@@ -2,8 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -11,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from evaluation.data.batches import batches
-from evaluation.data.config import AugmentConfig, DataConfig
+from evaluation.data.config import AugmentConfig
 from evaluation.data.dataset import Split
 from evaluation.files.bounded import MOST_NUMBER
 from evaluation.training.checkpoint import Checkpoint, Position, Stateful
@@ -43,18 +41,6 @@ class TrainConfig(BaseModel):
     warmup: float = Field(ge=0, lt=1)
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     precision: Precision = "float32"
-
-
-@dataclass(frozen=True)
-class TrainingContext:
-    """What many trainings of a run have in common; small, since it is sent to the workers."""
-
-    data: DataConfig
-    data_seed: int
-    recipe: TrainConfig
-    device: str
-    metrics: Path
-    checkpoint_s: float | None = None  # see `Checkpoint`
 
 
 class TrainingError(RuntimeError):

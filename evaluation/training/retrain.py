@@ -6,22 +6,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import nn
 
-from evaluation.data.dataset import worker_dataset
-from evaluation.errors import InputError, reason_of
+from evaluation.errors import InputError
 from evaluation.files.atomic import read_json, write_json
-from evaluation.files.events import MetricsLog
 from evaluation.files.manifest import check
+from evaluation.files.names import WEIGHTS
 from evaluation.records import ModelRecord
 from evaluation.training.checkpoint import Checkpoint
-from evaluation.training.loop import TrainConfig, TrainingContext, correct, seeded_model, train
+from evaluation.training.context import RunContext, blame
+from evaluation.training.loop import TrainConfig, correct, seeded_model, train
 from evaluation.training.weights import save_weights
-from evaluation.workers.pool import Workers, run_tasks
+from evaluation.workers.pool import run_tasks
+from evaluation.workers.workers import Workers
 
-WEIGHTS = "weights.safetensors"
 MOST_TRIALS = 10_000
 
 
@@ -71,7 +70,7 @@ def retrain_all(
     trials: Sequence[Trial],
     config: RetrainConfig,
     out: Path,
-    context: TrainingContext,
+    context: RunContext,
     workers: Workers,
 ) -> list[ModelRecord]:
     """Retrain every network with every seed in workers, and leave a `record.json` for each.
@@ -87,6 +86,7 @@ def retrain_all(
             seed,
             out / trial.place,
             context,
+            config.train,
             trial.description if trial.keep_weights and seed == config.seeds[0] else None,
         )
         for trial in trials
@@ -113,7 +113,8 @@ def retrain(
     build: Callable[[], nn.Module],
     seed: int,
     folder: Path,
-    context: TrainingContext,
+    context: RunContext,
+    recipe: TrainConfig,
     description: str | None,
 ) -> float | str:
     """Train one network from scratch with one seed and return its test accuracy in [0, 1].
@@ -127,7 +128,8 @@ def retrain(
         build: Returns the network with fresh weights drawn from torch's global generator.
         seed: Of the initial weights, the order of the images and the augmentation.
         folder: Where this network's files go.
-        context: Data, recipe and device.
+        context: Images, device, event log.
+        recipe: Of the training.
         description: The weights stay as `weights.safetensors`, with this in the header; None keeps
             none.
     """
@@ -140,30 +142,26 @@ def retrain(
             check(weights)
         return _read_result(result)
     folder.mkdir(exist_ok=True)  # not those above: a run folder that has vanished stays away
-    dataset = worker_dataset(context.data, context.data_seed, context.device)
+    dataset = context.dataset
     model = seeded_model(build, seed, context.device)
-    log = MetricsLog(context.metrics, "retrain", f"{folder.name}/{seed}")
+    log = context.log("retrain", f"{folder.name}/{seed}")
     augment = context.data.augment
-    of = repr((folder.name, seed, model, context.recipe, augment, dataset.fingerprint))
-    checkpoint = Checkpoint(
-        saved, of, every_s=context.checkpoint_s, say=lambda line: log.write(warning=line)
-    )
+    of = repr((folder.name, seed, model, recipe, augment, dataset.fingerprint))
+    checkpoint = context.checkpoint(saved, of, log)
     began = time.perf_counter()
     try:
         train(
             model,
             dataset.train,
-            context.recipe,
+            recipe,
             seed=seed,
             augment=augment,
             checkpoint=checkpoint,
             on_epoch=lambda epoch, loss: log.write(epoch=epoch, loss=loss),
         )
         right = correct(model, dataset.test)
-    except torch.AcceleratorError:
-        raise  # the device is broken for this process: no fault of the network
-    except (RuntimeError, MemoryError) as error:
-        return reason_of(error)
+    except Exception as error:
+        return blame(error)
     if weights is not None:
         save_weights(weights, model, description or "")
     test_accuracy = float(right.sum()) / len(right)

@@ -1,32 +1,22 @@
-"""Genome -> ModelRecord: hard budgets first, then accuracy by short training or shared weights."""
+"""Proxy training: a network is as good as it is after a short training."""
 
 import time
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-
-import numpy as np
-import torch
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Self
 
 from blocksearch.supernet.stack import Stack
-from evaluation.data.dataset import worker_dataset
-from evaluation.errors import InputError, reason_of
-from evaluation.files.archive import Archive
-from evaluation.files.events import MetricsLog
 from evaluation.records import ModelRecord
-from evaluation.training.loop import TrainingContext, accuracy, seeded_model, train
-from evaluation.workers.pool import WorkerDied, Workers, run_tasks
-from netsearch.estimators.shared_training import SharedContext, estimate_shared
-from netsearch.searches.protocol import Batch
-from netsearch.space.genome import Floats, Genome
+from evaluation.training.context import RunContext, blame
+from evaluation.training.loop import TrainConfig, accuracy, seeded_model, train
+from evaluation.workers.workers import Workers
+from netsearch.estimators.protocol import EstimateSettings, Judge
 from netsearch.space.problem import NetworkProblem
 
-FIRST = 10  # networks that a search must have asked for before it has too many failures
-TOO_MANY = 0.5  # part of them; a search in which more fail stops
-REASONS = 3  # that the message of such an end names
 
-
-def estimate(record: ModelRecord, build: Stack, context: TrainingContext) -> ModelRecord:
+def estimate(
+    record: ModelRecord, build: Stack, context: RunContext, recipe: TrainConfig
+) -> ModelRecord:
     """Return `record` with the accuracy on `search_valid` after proxy training on `search_train`.
 
     A network that cannot be built, raises, does not fit into memory or diverges comes back with the
@@ -37,35 +27,52 @@ def estimate(record: ModelRecord, build: Stack, context: TrainingContext) -> Mod
         OSError: If a file cannot be read or written.
     """
     began = time.perf_counter()
-    dataset = worker_dataset(context.data, context.data_seed, context.device)
+    dataset = context.dataset
     try:
         model = seeded_model(build, record.seed, context.device)
         train(
             model,
             dataset.search_train,
-            context.recipe,
+            recipe,
             seed=record.seed,
             augment=context.data.augment,
         )
         record = replace(record, valid_accuracy=accuracy(model, dataset.search_valid))
-    except (torch.AcceleratorError, OSError):
-        raise  # a broken device, a full disk: no fault of the candidate
-    except Exception as error:  # whatever a candidate does: one must not end a search of days
-        record = replace(record, failure=reason_of(error))
-    MetricsLog(context.metrics, "networks", record.id).write(
+    except Exception as error:
+        record = replace(record, failure=blame(error))
+    context.log("networks", record.id).write(
         valid_accuracy=record.valid_accuracy, seconds=time.perf_counter() - began
     )
     return record
 
 
-Judge = Callable[..., ModelRecord]
+def proxy_epochs(epochs: int, fidelity: float) -> int:
+    """Return the epochs of a proxy training at a fidelity in (0, 1]."""
+    return max(1, round(epochs * fidelity))
 
 
 @dataclass(frozen=True)
 class ProxyTraining:
     """Judge networks by training each for a short time; a fidelity is its part of the epochs."""
 
-    context: TrainingContext
+    context: RunContext
+    recipe: TrainConfig
+    fidelities: ClassVar[bool] = True
+    shares_weights: ClassVar[bool] = False
+    checked: ClassVar[int] = 0
+    epochs_ahead: ClassVar[int] = 0
+
+    @classmethod
+    def of(cls, settings: EstimateSettings, context: RunContext, folder: Path) -> Self:
+        """Build it for a run."""
+        return cls(context, settings.train)
+
+    @classmethod
+    def check(cls, settings: EstimateSettings) -> None:
+        """Accept all settings."""
+
+    def prepare(self, problem: NetworkProblem, workers: Workers) -> None:
+        """Do nothing: every network is trained by itself."""
 
     @property
     def judge(self) -> Judge:
@@ -76,120 +83,6 @@ class ProxyTraining:
         self, blank: ModelRecord, problem: NetworkProblem, fidelity: float
     ) -> tuple[object, ...]:
         """Return with what it is called for one network."""
-        recipe = self.context.recipe
-        epochs = proxy_epochs(recipe.epochs, fidelity)
-        context = replace(self.context, recipe=recipe.model_copy(update={"epochs": epochs}))
-        return blank, problem.stack(blank.genome), context
-
-
-@dataclass(frozen=True)
-class SharedScoring:
-    """Judge networks by weights that all of them share; there is but one fidelity."""
-
-    context: SharedContext
-
-    @property
-    def judge(self) -> Judge:
-        """What a worker calls."""
-        return estimate_shared
-
-    def arguments(
-        self, blank: ModelRecord, problem: NetworkProblem, fidelity: float
-    ) -> tuple[object, ...]:
-        """Return with what it is called for one network."""
-        return blank, problem.space.decode(blank.genome), self.context
-
-
-def proxy_epochs(epochs: int, fidelity: float) -> int:
-    """Return the epochs of a proxy training at a fidelity in (0, 1]."""
-    return max(1, round(epochs * fidelity))
-
-
-@dataclass
-class Evaluator:
-    """Evaluates genomes of one problem into archives, each network once.
-
-    Attributes:
-        problem: What the genomes stand for, what they cost, what is allowed.
-        method: How a network is judged.
-        seed: Of every proxy training, so that candidates differ by their structure alone.
-        workers: Where networks train, and how many at the same time.
-        known: Archives of full evaluations, taken over instead of being evaluated again.
-        on_record: Called after every new record.
-    """
-
-    problem: NetworkProblem
-    method: ProxyTraining | SharedScoring
-    seed: int
-    workers: Workers
-    known: tuple[Archive, ...] = ()
-    on_record: Callable[[ModelRecord], None] = lambda record: None
-    _told: list[str | None] = field(init=False, default_factory=list)  # failures so far, or None
-
-    def evaluate(self, batch: Batch, archive: Archive) -> Floats:
-        """Put a record of every genome into `archive`; those that are there stay as they are.
-
-        Returns:
-            The errors in [0, 1], NaN for failed networks, (N,).
-
-        Raises:
-            ValueError: If a genome is over a hard budget: such a one is never evaluated.
-            InputError: If more than `TOO_MANY` of at least `FIRST` networks have failed.
-        """
-        tasks: dict[str, tuple[object, ...]] = {}
-        blanks: dict[str, ModelRecord] = {}
-        known = self.known if batch.fidelity == 1 else ()
-        for genome in batch.genomes:
-            cost, id = self.problem.cost(genome), self.problem.id(genome)
-            budgets = self.problem.budgets
-            if budgets.cost_excess(cost) > 0:
-                raise ValueError(f"genome {genome} is over budget: {cost} against {budgets}")
-            if archive.get(id) is not None or id in tasks:
-                continue
-            earlier = next((r for a in known if (r := a.get(id)) is not None), None)
-            if earlier is not None:
-                self._add(archive, earlier)
-                continue
-            blocks = self.problem.space.decode(genome).blocks
-            blanks[id] = ModelRecord(id, genome, blocks, cost, self.seed)
-            tasks[id] = self.method.arguments(blanks[id], self.problem, batch.fidelity)
-        self._check_failures(batch, archive)
-        minutes = self.workers.evaluation_minutes
-        for id, result in run_tasks(self.method.judge, tasks, self.workers, minutes=minutes):
-            if isinstance(result, WorkerDied):
-                result = replace(blanks[id], failure=reason_of(result))
-            self._add(archive, result)
-            self._check_failures(batch, archive)
-        self._told += [self._failure(genome, archive) for genome in batch.genomes]
-        return np.array([self._error(genome, archive) for genome in batch.genomes])
-
-    def _error(self, genome: Genome, archive: Archive) -> float:
-        record = archive.get(self.problem.id(genome))
-        assert record is not None
-        return np.nan if record.valid_accuracy is None else 1.0 - record.valid_accuracy
-
-    def _failure(self, genome: Genome, archive: Archive) -> str | None:
-        record = archive.get(self.problem.id(genome))
-        return record.failure if record is not None else None
-
-    def _check_failures(self, batch: Batch, archive: Archive) -> None:
-        """Stop as soon as too many of all networks asked for have failed, this batch included.
-
-        Networks still to come count as good, for those that fail may be the fastest to answer.
-
-        Raises:
-            InputError: If so; it names the commonest reasons.
-        """
-        failures = [*self._told, *(self._failure(genome, archive) for genome in batch.genomes)]
-        reasons = Counter(failure for failure in failures if failure is not None)
-        failed, asked = reasons.total(), len(failures)
-        if asked >= FIRST and failed > TOO_MANY * asked:
-            common = [f"{count} x {reason}" for reason, count in reasons.most_common(REASONS)]
-            raise InputError(
-                f"{failed} of {asked} networks failed, so the search stops: {'; '.join(common)}; "
-                f"all are in {archive.path}, and stay failed in this run"
-            )
-
-    def _add(self, archive: Archive, record: ModelRecord) -> None:
-        archive.add(record)
-        self.on_record(record)
+        epochs = proxy_epochs(self.recipe.epochs, fidelity)
+        recipe = self.recipe.model_copy(update={"epochs": epochs})
+        return blank, problem.stack(blank.genome), self.context, recipe

@@ -1,21 +1,16 @@
-"""Training of shared weights, and scores of networks by them.
+"""Training of shared weights.
 
 A step trains several networks on one batch. Their sizes follow the sandwich rule (Yu and Huang
 2019, https://arxiv.org/abs/1903.05134; without its distillation) or are uniform. Their blocks are
 dealt from shuffled decks, one per stage or reduction: strict fairness (Chu et al. 2019,
 https://arxiv.org/abs/1907.01845), where a step has a multiple of as many networks as there are
 blocks to choose from. Ours: a weight takes the mean gradient of the networks that use it, not the
-sum. A network that is scored has the statistics of its BatchNorms measured anew, as Yu and Huang
-do. `benchmarks/shared_ranking.py` measures how well the scores rank networks.
+sum.
 """
 
-import functools
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -24,31 +19,23 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from evaluation.data.batches import batches
-from evaluation.data.config import AugmentConfig, DataConfig
-from evaluation.data.dataset import Dataset, worker_dataset
-from evaluation.errors import reason_of
-from evaluation.files.events import MetricsLog
-from evaluation.records import ModelRecord
+from evaluation.data.config import AugmentConfig
+from evaluation.data.dataset import Dataset
 from evaluation.training.checkpoint import Checkpoint, Position, Stateful
 from evaluation.training.loop import (
     MOST_COUNTED,
     SEEDS_PER_RUN,
     TrainConfig,
-    TrainingContext,
     TrainingError,
-    accuracy,
     epoch_generator,
     learning_rate,
     uses_bfloat16,
 )
-from netsearch.estimators.shared_weights import SharedWeights, batch_norms
+from netsearch.estimators.shared_weights import SharedWeights
 from netsearch.space.genome import Genome, GenomeSpace, NetworkSpec
-from netsearch.space.problem import NetworkProblem
 
 SIZES = {"sandwich": (1, 0), "fair": ()}  # of a step's first networks: largest, smallest
-SHARED_STAGE = "shared_weights"  # of the event log
 DRAWS = 100  # of the sizes of a network, before the smallest are taken
-CALIBRATION_BATCH = 250
 
 
 class SharedWeightsConfig(BaseModel):
@@ -189,57 +176,6 @@ def train_shared(
         on_epoch(position.epoch, mean_loss)
 
 
-def train_shared_weights(
-    problem: NetworkProblem, config: SharedWeightsConfig, training: TrainingContext, path: Path
-) -> str | None:
-    """Train the weights of a problem's networks into `path`, unless they are there.
-
-    A killed training goes on from its checkpoint.
-
-    Returns:
-        Why it failed, None when it did not.
-    """
-    saved = path.with_suffix(".ckpt")
-    if path.exists():
-        Checkpoint(saved).remove()  # a kill may have left it
-        return None
-    dataset = worker_dataset(training.data, training.data_seed, training.device)
-    shared = SharedWeights(
-        problem.space,
-        problem.cells,
-        problem.image_shape,
-        problem.classes,
-        seed=training.data_seed,
-    ).to(training.device)
-    log = MetricsLog(training.metrics, SHARED_STAGE, "weights")
-    of = repr((problem.space, dict(problem.cells), problem.budgets, config, training.recipe))
-    of += repr((training.data_seed, training.data.augment, dataset.fingerprint))
-    checkpoint = Checkpoint(
-        saved, of, every_s=training.checkpoint_s, say=lambda line: log.write(warning=line)
-    )
-    began = time.perf_counter()
-    try:
-        train_shared(
-            shared,
-            dataset,
-            config,
-            training.recipe,
-            seed=training.data_seed,
-            augment=training.data.augment,
-            fits=lambda genome: bool(problem.excess([genome])[0] <= 0),
-            checkpoint=checkpoint,
-            on_epoch=lambda epoch, loss: log.write(epoch=epoch, loss=loss),
-        )
-    except torch.AcceleratorError:
-        raise  # the device is broken for this process
-    except (RuntimeError, MemoryError) as error:
-        return reason_of(error)
-    shared.save(path)
-    checkpoint.remove()
-    log.write(seconds=time.perf_counter() - began)
-    return None
-
-
 def sampled_steps(
     space: GenomeSpace,
     config: SharedWeightsConfig,
@@ -270,91 +206,3 @@ def _deck(cards: int, generator: np.random.Generator) -> Iterator[int]:
     """Deal 0..cards - 1 in random order, shuffled anew whenever all are dealt."""
     while True:
         yield from map(int, generator.permutation(cards))
-
-
-def calibrate(network: nn.Module, dataset: Dataset, images: int) -> None:
-    """Measure the statistics of a network's BatchNorms anew, on `images` of `search_train`.
-
-    They become the means over batches of the same images, not augmented, for every network.
-    """
-    norms = batch_norms(network)
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean of all batches
-    network.train()
-    split = dataset.search_train
-    images = min(images, len(split))
-    count = -(-images // CALIBRATION_BATCH)
-    size = images // count
-    with torch.no_grad():
-        stream = batches(split, size, torch.Generator().manual_seed(0))
-        for _, (batch, _labels) in zip(range(count), stream, strict=False):
-            network(batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-
-
-def score(
-    shared: SharedWeights, spec: NetworkSpec, dataset: Dataset, calibration_images: int
-) -> float:
-    """Return the accuracy in [0, 1] on `search_valid` of a network with shared weights.
-
-    Deterministic; the store stays as it is.
-
-    Args:
-        shared: The trained store, on the device of `dataset`.
-        spec: The network.
-        dataset: Its `search_train` calibrates, its `search_valid` is judged on.
-        calibration_images: See `calibrate`.
-
-    Raises:
-        InputError: If the network is not in the space.
-        TrainingError: If a logit is not finite.
-    """
-    network = shared.network(spec)
-    calibrate(network, dataset, calibration_images)
-    return accuracy(network, dataset.search_valid)
-
-
-@dataclass(frozen=True)
-class SharedContext:
-    """What all scorings of a run have in common; small, since it is sent to the workers."""
-
-    data: DataConfig
-    data_seed: int
-    weights: Path
-    calibration_images: int
-    device: str
-    metrics: Path
-
-
-def estimate_shared(record: ModelRecord, spec: NetworkSpec, context: SharedContext) -> ModelRecord:
-    """Return `record` with the accuracy of `score`, for a worker process.
-
-    A network that does not fit into memory or has logits that are not finite comes back with the
-    reason as its `failure` and no accuracy.
-
-    Raises:
-        InputError: If the weights cannot be read, or the network is not in their space.
-    """
-    began = time.perf_counter()
-    dataset = worker_dataset(context.data, context.data_seed, context.device)
-    shared = _worker_weights(context.weights, context.weights.stat().st_mtime_ns, context.device)
-    try:
-        found = score(shared, spec, dataset, context.calibration_images)
-        record = replace(record, valid_accuracy=found)
-    except torch.AcceleratorError:
-        raise  # the device is broken for this process: no fault of the candidate
-    except (RuntimeError, MemoryError) as error:  # torch's out-of-memory is the first
-        record = replace(record, failure=reason_of(error))
-    MetricsLog(context.metrics, "networks", record.id).write(
-        valid_accuracy=record.valid_accuracy, seconds=time.perf_counter() - began
-    )
-    return record
-
-
-@functools.lru_cache(maxsize=1)
-def _worker_weights(path: Path, changed_ns: int, device: str) -> SharedWeights:
-    """Load shared weights onto a device, once per process and state of the file."""
-    return SharedWeights.load(path).to(device)

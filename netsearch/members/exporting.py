@@ -1,7 +1,6 @@
 """A trained member of the front as a file for a device, in each of the formats."""
 
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,8 @@ import torch
 from torch import Tensor
 
 from blocksearch.supernet.stack import CellNetwork
-from evaluation.cost.latency import Latency, measure_onnx_ms
+from evaluation.cost.device_latency import Latency
+from evaluation.cost.latency import measure_onnx_ms
 from evaluation.data.batches import batches
 from evaluation.data.dataset import Split
 from evaluation.data.preprocessing import Preprocessing
@@ -24,38 +24,13 @@ from evaluation.deploy.export import (
     onnx_accuracy,
     publish,
 )
+from evaluation.deploy.formats import Format
 from evaluation.errors import InputError
 from evaluation.training.loop import accuracy
 from netsearch.members.saved import load_network
 
 COMPARED = 512  # images on which a file is compared with the model, where there are so many
 CALIBRATED = 256  # images that decide the ranges of integers, likewise
-
-
-class Format(StrEnum):
-    """What an exported file is."""
-
-    ONNX = "onnx"
-    ONNX_INT8 = "onnx-int8"
-    PT2 = "pt2"
-    WEIGHTS = "weights"
-
-    @property
-    def suffix(self) -> str:
-        """With which a file's name ends."""
-        return SUFFIXES[self]
-
-    def name_of(self, id: str) -> str:
-        """Return what the file of a member is called by those who time it, beside other files."""
-        return f"{id}.int8" if self is Format.ONNX_INT8 else id
-
-
-SUFFIXES = {
-    Format.ONNX: ".onnx",
-    Format.ONNX_INT8: ".int8.onnx",
-    Format.PT2: ".pt2",
-    Format.WEIGHTS: ".safetensors",
-}
 
 
 @dataclass(frozen=True)
@@ -116,6 +91,27 @@ def deliver(
     file = export_int8(*about, calibration, path, name=called, overwrite=overwrite)
     accuracies = accuracy(network, valid.to("cpu")), onnx_accuracy(path, images, valid.labels)
     return Delivered(name, file, measure_onnx_ms(path), accuracies)
+
+
+def check_images(weights: Path, given: Preprocessing, place: str, hint: str) -> None:
+    """Refuse images of another form than those that a member has learned from.
+
+    Args:
+        weights: Of the member.
+        given: Of the images at hand.
+        place: Where they are, for the message.
+        hint: With which the message ends.
+
+    Raises:
+        InputError: If shape or classes differ.
+    """
+    learnt = load_network(weights)[1]
+    if (learnt.image_shape, learnt.class_names) != (given.image_shape, given.class_names):
+        raise InputError(
+            f"{place}: expected images of {learnt.image_shape} and the classes "
+            f"{', '.join(learnt.class_names)}, got {given.image_shape} and "
+            f"{', '.join(given.class_names)}{hint}"
+        )
 
 
 def lines(delivered: Delivered) -> list[str]:

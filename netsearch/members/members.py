@@ -4,22 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Self
 
-from evaluation.cost.latency import DeviceLatencies
+from evaluation.cost.device_latency import DeviceLatencies
+from evaluation.deploy.formats import Format
 from evaluation.errors import InputError
 from evaluation.files.atomic import read_json
 from evaluation.files.manifest import check
+from evaluation.files.names import EXPORTS, RETRAINED, WEIGHTS
 from evaluation.files.run_folder import RunFolder
 from evaluation.pareto.front import spread
 from evaluation.records import ModelRecord
-from evaluation.training.retrain import WEIGHTS
-from netsearch.members.exporting import Format
 from netsearch.members.measurement import Measurements
-from netsearch.members.saved import RETRAINED
-from netsearch.search import Outcome
-from netsearch.space.latency_table import LatencyTable
-
-EXPORTS = "exports"  # the folder of exported files in a run
+from netsearch.outcome import Outcome
 
 
 @dataclass(frozen=True)
@@ -28,11 +25,29 @@ class Members:
 
     Attributes:
         folder: Of the run.
+        retraining: How many the run was to retrain.
         elsewhere: Whether the run's latencies are of another device than the one it ran on.
     """
 
     folder: RunFolder
+    retraining: int
     elsewhere: bool = False
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open those of the run in a folder.
+
+        Raises:
+            InputError: If it is none, or damaged.
+        """
+        folder = RunFolder(path)
+        folder.read_facts()
+        config = folder.read_config()
+        try:
+            elsewhere = config["netsearch"].get("latency") is not None
+            return cls(folder, int(config["retrain"]["members"]), elsewhere)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{folder.config}: damaged: {error!r}") from error
 
     @cached_property
     def outcome(self) -> Outcome:
@@ -64,6 +79,8 @@ class Members:
             return self.measurements.device
         if not self.folder.latency.exists():
             return ""
+        from netsearch.space.latency_table import LatencyTable
+
         facts = LatencyTable.load(self.folder.latency).facts
         return "sum over parts: " + ", ".join(f"{name} {value}" for name, value in facts.items())
 
@@ -78,16 +95,13 @@ class Members:
             self._with_latency(retrained.get(record.id, record)) for record in self.outcome.front
         ]
 
-    def retrained(self, members: int) -> list[ModelRecord]:
+    def retrained(self) -> list[ModelRecord]:
         """Return the retrained members of the front.
-
-        Args:
-            members: How many the run was to retrain.
 
         Raises:
             InputError: If the run has not finished, or every retraining failed.
         """
-        front = spread(self.front(), members)
+        front = spread(self.front(), self.retraining)
         left = sum(not (record.test_accuracy or record.failure) for record in front)
         if left:
             raise InputError(

@@ -13,13 +13,12 @@ from blocksearch.supernet.stack import CellNetwork, Stack
 from evaluation.data.preprocessing import Preprocessing
 from evaluation.errors import InputError
 from evaluation.files.bounded import parse_json
+from evaluation.files.names import RETRAINED
 from evaluation.records import ModelRecord
 from evaluation.training.retrain import Trial
 from evaluation.training.weights import read_weights
 from netsearch.space.genome import NetworkSpec
 from netsearch.space.network import builder
-
-RETRAINED = "retrained"  # the folder of the members in a run
 
 BAD_NETWORK = (ValueError, RuntimeError, LookupError, TypeError, ArithmeticError)
 MOST_CELLS = 10_000  # that a file from a stranger may ask for

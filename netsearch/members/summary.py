@@ -9,10 +9,10 @@ from evaluation.files.run_folder import RunFolder
 from evaluation.records import Measured, ModelRecord
 from evaluation.report.report import Baseline, DrawnBlock, Report
 from evaluation.words import duration
-from netsearch.estimators.shared_training import SHARED_STAGE
+from netsearch.estimators.shared_scoring import SHARED_STAGE
 from netsearch.members.baselines import FOLDERS
 from netsearch.members.members import Members
-from netsearch.search import Outcome, Ranking
+from netsearch.outcome import Outcome, Ranking
 
 STAGES = {
     "blocks": "block search",

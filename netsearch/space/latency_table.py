@@ -30,7 +30,8 @@ from torch import nn
 
 from blocksearch.space import Cell
 from blocksearch.supernet.stack import Place, PlacedCell, Stack, _build_cell
-from evaluation.cost.latency import BATCH, DeviceLatencies, device_name, measure_ms
+from evaluation.cost.device_latency import DeviceLatencies
+from evaluation.cost.latency import BATCH, device_name, measure_ms
 from evaluation.cost.paretoblocks_latency import NAME_KEY
 from evaluation.deploy.onnx_files import save_onnx
 from evaluation.errors import InputError
