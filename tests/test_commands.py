@@ -24,6 +24,7 @@ from evaluation.files.atomic import read_json, write_json
 from evaluation.files.run_folder import RunFolder
 from netsearch.members.saved import load_network
 from run_pipeline import Pipeline, app
+from test_quick_commands import HEAVY, loaded
 
 TINY = (*tiny_run.TINY, "netsearch.evaluations=8")
 
@@ -44,6 +45,13 @@ def invoke(*arguments):
 @pytest.fixture(scope="module")
 def folder(finished_run) -> Path:
     return finished_run
+
+
+@pytest.mark.parametrize("command", ["front", "pick"])
+def test_reading_a_run_loads_nothing_that_computes(folder, command):
+    arguments = [command, str(folder)]
+    found = loaded(f"from run_pipeline import app\napp({arguments}, standalone_mode=False)")
+    assert found & HEAVY == set() and "run_pipeline" in found
 
 
 @pytest.fixture

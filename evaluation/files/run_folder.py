@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from evaluation.errors import InputError
 from evaluation.files.archive import Archive
 from evaluation.files.atomic import json_text, read_json, write_atomic, write_json, write_listed
-from evaluation.files.bounded import MOST_CONFIG_BYTES, MOST_LOG_BYTES, parse_yaml, read_bounded
+from evaluation.files.bounded import MOST_CONFIG_BYTES, parse_yaml, read_bounded
 from evaluation.files.events import damaged_lines, read_metrics
 from evaluation.files.manifest import (
     MANIFEST,
@@ -27,25 +27,12 @@ from evaluation.files.manifest import (
     check,
     digest_of,
     enlist,
-    entry,
     first_line,
-    line_salt,
-    sealed,
-    unsealed,
 )
 from evaluation.files.names import RETRAINED, SHARED_WEIGHTS
 from evaluation.records import ModelRecord
 
 LOCK, OWNER = ".lock", ".owner.json"  # the system frees the lock of a process that dies
-LISTED = (  # in the manifest, of what lies in the folder
-    "config.yaml",
-    "*.json",
-    "*.safetensors",
-    "blocks/*",
-    "retrained/*/*",
-    "baselines/*/*/*",
-    "exports/*",
-)
 FIRST_FILES = {  # that depend on a table of the config; on all others everything does
     "netsearch": (SHARED_WEIGHTS, "archive.jsonl"),
     "retrain": (RETRAINED, "compare.json"),
@@ -203,7 +190,8 @@ class RunFolder:
             raise InputError(f"{self.path}: expected the folder of a run, with its config.yaml")
         if not self.manifest.exists():
             raise InputError(
-                f"{self.manifest}: is missing; the same `run` command lists the files anew"
+                f"{self.manifest}: is missing, so nothing in this folder can be checked; put it "
+                "back, or run in another folder"
             )
         check(self.config)
         try:
@@ -257,8 +245,7 @@ class RunFolder:
                 raise InputError(f"{self.path}: expected an empty folder or that of a run")
             write_atomic(self.manifest, first_line(_run_id(facts, config)))
         elif not self.manifest.exists():
-            say(f"warning: {self.manifest} is missing: the files are listed as they are now")
-            self._list_anew(_run_id(facts, config))
+            self.read_facts()  # refuses it
         self._mend(texts, say)
         self._check_files()
         before = self.read_facts()
@@ -315,25 +302,6 @@ class RunFolder:
             if path.exists() and (path.suffix != ".jsonl" or self.pareto.exists()):
                 manifest.check(path)
 
-    def _list_anew(self, run: str) -> None:
-        """Make the manifest of a folder that has none, of an older version: all of it or nothing.
-
-        Raises:
-            InputError: If an archive is damaged.
-        """
-        lines = [first_line(run)]
-        for path in sorted(self.path.glob("*.jsonl")):
-            if path != self.metrics:
-                Archive(path)  # refuses a damaged one
-            _seal_lines(path, line_salt(run, path.name))
-        for path in sorted({path for pattern in LISTED for path in self.path.glob(pattern)}):
-            if path.is_file() and path.suffix != ".ckpt" and path.name[0] != ".":
-                lines.append(entry(run, path.relative_to(self.path).as_posix(), digest_of(path)))
-        if self.pareto.exists():
-            archives = (path for path in self.path.glob("*.jsonl") if path != self.metrics)
-            lines += [entry(run, path.name, digest_of(path)) for path in sorted(archives)]
-        write_atomic(self.manifest, b"".join(lines))
-
     def lost_events(self) -> int:
         """Return how many lines of the event log cannot be read, so that figures miss them."""
         return damaged_lines(self.metrics)
@@ -362,15 +330,6 @@ def _run_id(facts: Facts, config: dict[str, Any]) -> str:
     computed[table] = {**computed.get(table, {}), key: None}
     text = json.dumps([computed, facts.fingerprint], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _seal_lines(path: Path, salt: str) -> None:
-    """Give the lines of an older version their checks; of a log, leave out what a kill cut."""
-    found = []
-    for line in read_bounded(path, MOST_LOG_BYTES).rpartition(b"\n")[0].splitlines():
-        with suppress(ValueError):
-            found.append(sealed(unsealed(line, None), salt) + b"\n")
-    write_atomic(path, b"".join(found))
 
 
 def _this_process() -> dict[str, Any]:
