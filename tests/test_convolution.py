@@ -176,6 +176,7 @@ def checked_heap():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_odd_batches_of_few_channels_overwrite_nothing(threads, checked_heap):
     """With torch 2.14.1, one thread died before the mend on AVX2, two on AVX-512."""

@@ -87,6 +87,7 @@ def device_json(path, names, **changes):
     return path
 
 
+@pytest.mark.slow
 def test_the_exported_parts_are_those_of_every_network(library, exported):
     genomes = np.ndindex(*(SPACE.upper + 1))
     stacks = [builder(SPACE.decode(genome), library.cells, SHAPE, CLASSES) for genome in genomes]
@@ -100,6 +101,7 @@ def test_the_exported_parts_are_those_of_every_network(library, exported):
     }
 
 
+@pytest.mark.slow
 def test_an_exported_part_computes_what_the_part_does(library, exported):
     import onnxruntime
 
@@ -113,10 +115,13 @@ def test_an_exported_part_computes_what_the_part_does(library, exported):
         np.testing.assert_allclose(session.run(None, feed)[0], expected, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_parts_that_are_there_are_not_exported_again(library, exported, monkeypatch):
     folder, count = exported
     written = []
-    monkeypatch.setattr("netsearch.latency.save_onnx", lambda *args, **more: written.append(args))
+    monkeypatch.setattr(
+        "netsearch.space.latency_table.save_onnx", lambda *args, **more: written.append(args)
+    )
     export_parts(SPACE, library.cells, SHAPE, CLASSES, folder / "parts")
     assert written == []
     lines = []
@@ -159,6 +164,7 @@ def test_a_part_that_takes_no_longer_than_an_empty_run_still_takes_time(library,
     assert all(0 < ms <= 0.5 for ms in table.parts_ms.values())
 
 
+@pytest.mark.slow
 def test_what_the_script_wrote_is_read(exported):
     folder, _ = exported
     measured = DeviceLatencies.load(folder / "pi.json")
@@ -211,6 +217,7 @@ def test_a_missing_latency_json_is_named(tmp_path):
         DeviceLatencies.load(tmp_path / "pi.json")
 
 
+@pytest.mark.slow
 def test_an_onnx_file_is_timed_here(exported, tmp_path):
     path = exported[0] / "parts" / part_file(EMPTY)
     found = measure_onnx_ms(path)

@@ -30,7 +30,7 @@ MOST_ATTEMPTS = 100
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
+def unbroken(no_pictures, tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
     run(folder)
     return result(folder)
@@ -94,6 +94,7 @@ def attempts_until_done(folder, writes, key):
     raise AssertionError("the run does not come to its end")
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_once_at_every_kind_of_file_changes_nothing(tmp_path, writes, unbroken):
     def key(path, failed):
         return None if kind(path) in failed else kind(path)
@@ -121,7 +122,10 @@ def test_a_disk_that_is_full_once_at_every_single_write_changes_nothing(tmp_path
     assert result(tmp_path) == unbroken
 
 
-@pytest.mark.parametrize("until", ["blocks", "networks", "retrain"])
+@pytest.mark.parametrize(
+    "until",
+    ["networks", *(pytest.param(other, marks=pytest.mark.slow) for other in ("blocks", "retrain"))],
+)
 def test_a_folder_that_disappears_is_named_and_not_made_again(tmp_path, writes, unbroken, until):
     """It goes in the middle of a stage, and the run goes on when it is back."""
     folder, away = tmp_path / "run", tmp_path / "away"
@@ -210,7 +214,7 @@ def test_half_a_line_of_the_log_costs_itself_and_the_one_after_it(tmp_path, writ
 
 def test_a_command_names_the_full_disk_and_how_to_go_on(tmp_path, writes):
     with writes(lambda path: kind(path) == "archive.jsonl"):
-        done = CliRunner().invoke(app, command(tmp_path)[2:])
+        done = CliRunner().invoke(app, command(tmp_path, 1)[2:])
     assert done.exit_code == 2
     last = done.stderr.splitlines()[-1]
     assert f"{NO_ROOM}: '{tmp_path / 'archive.jsonl'}'" in last

@@ -256,7 +256,9 @@ def links(cell: Cell) -> set[tuple[int, int]]:
     return {(edge.source, 2 + n) for n, node in enumerate(cell.nodes) for edge in node}
 
 
-@pytest.mark.parametrize("seed", [1, 2, 5])
+@pytest.mark.parametrize(
+    "seed", [1, *(pytest.param(one, marks=pytest.mark.slow) for one in (2, 5))]
+)
 def test_gates_recover_a_sparse_teacher_where_the_two_strongest_edges_cannot(make_setup, seed):
     # Measured, torch 2.15.0 on the CPU, seeds 0 to 9: of 5 edges 5 are recovered in nine runs and 4
     # in one; of the other 9 edges 6, 9, 8, 9, 7, 8, 9, 9, 8, 7 end at exactly 0, the rest at 0.04

@@ -89,7 +89,7 @@ def test_a_command_without_streams_ends_as_it_would_with_them(monkeypatch):
     assert caught.value.exit_code == DONE
 
 
-@pytest.mark.parametrize("say", ["print", "Console().print"])
+@pytest.mark.parametrize("say", ["print", pytest.param("Console().print", marks=pytest.mark.slow)])
 def test_a_reader_that_closes_its_pipe_ends_a_command_without_a_word(say):
     code = (
         "from evaluation.terminal.ending import guarded\n"

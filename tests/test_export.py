@@ -81,25 +81,22 @@ def pt2_logits(path, images):
 
 
 FORMATS = {"model.onnx": (export_onnx, onnx_logits), "model.pt2": (export_pt2, pt2_logits)}
-fast = [
-    ((1, 8, 8), 2, "all", False, "model.onnx"),
-    ((3, 32, 32), 10, "light", True, "model.pt2"),
+SHAPES = ((1, 8, 8), (1, 28, 28), (3, 9, 11), (3, 32, 32), (3, 96, 96))
+EXPORTED = [  # every shape with all ops, and every space in every form with one shape
+    *((shape, 100, "all", False, "model.onnx") for shape in SHAPES),
+    *(
+        ((3, 32, 32), classes, space, one_bit, form)
+        for classes, space in ((2, "NAS-Bench-201"), (10, "light"), (101, "all"), (7, "DARTS"))
+        for one_bit in (False, True)
+        for form in FORMATS
+        if (form == "model.onnx" or classes == 10) and not (one_bit and space == "NAS-Bench-201")
+    ),
     ((3, 96, 96), 100, "DARTS", False, "model.onnx"),
 ]
-slow = [
-    (shape, classes, space, one_bit, form)
-    for shape in ((1, 8, 8), (1, 28, 28), (3, 9, 11), (3, 32, 32), (3, 96, 96))
-    for classes, space in ((2, "NAS-Bench-201"), (10, "light"), (100, "all"), (7, "DARTS"))
-    for one_bit in (False, True)
-    for form in FORMATS
-    if (form == "model.onnx" or classes == 10) and not (one_bit and space == "NAS-Bench-201")
-]
 
 
-@pytest.mark.parametrize(
-    ("shape", "classes", "space", "one_bit", "form"),
-    [*fast, *(pytest.param(*one, marks=pytest.mark.slow) for one in slow if one not in fast)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("shape", "classes", "space", "one_bit", "form"), EXPORTED)
 def test_a_network_is_exported_and_equal(tmp_path, shape, classes, space, one_bit, form):
     to_file, logits_of = FORMATS[form]
     model, images = network(shape, classes, space, one_bit), torch.randn(16, *shape)
@@ -167,6 +164,7 @@ def files(trained, tmp_path_factory, period_batch):
     }
 
 
+@pytest.mark.slow
 def test_the_accuracy_of_a_file_is_that_of_its_model(files, trained):
     model, images, labels = trained
     with torch.no_grad():
@@ -176,6 +174,7 @@ def test_the_accuracy_of_a_file_is_that_of_its_model(files, trained):
     assert onnx_accuracy(files["onnx"].path, images, 1 - labels) == pytest.approx(1 - float(right))
 
 
+@pytest.mark.slow
 def test_integers_make_a_smaller_file_that_still_classifies(files, trained):
     _, images, labels = trained
     integers, whole = files["int8"], files["onnx"]
@@ -188,6 +187,7 @@ def test_integers_make_a_smaller_file_that_still_classifies(files, trained):
     assert integers.max_difference > whole.max_difference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["onnx", "int8"])
 def test_an_onnx_file_says_what_its_input_and_outputs_are(files, form):
     session = onnx_session(files[form].path)
@@ -200,6 +200,7 @@ def test_an_onnx_file_says_what_its_input_and_outputs_are(files, form):
     assert (out.name, out.shape, out.type) == ("logits", ["batch", CLASSES], "tensor(float)")
 
 
+@pytest.mark.slow
 def test_a_program_says_what_its_input_and_outputs_are(files):
     stored = {"paretoblocks.name": "", "paretoblocks.preprocessing": ""}
     torch.export.load(files["pt2"].path, extra_files=stored)
@@ -207,6 +208,7 @@ def test_a_program_says_what_its_input_and_outputs_are(files):
     assert Preprocessing.from_json(json.loads(stored["paretoblocks.preprocessing"])) == INPUTS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", BATCHES)
 def test_integers_take_any_batch_and_give_each_image_the_same(files, trained, batch):
     session = onnx_session(files["int8"].path)
@@ -251,6 +253,7 @@ OTHER_CLASSES = r"not compute what the model does: on 400 images .* class of \d+
 NOT_FINITE = "the logits of the exported file are not all finite"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "damage", "words"),
     [
@@ -267,6 +270,7 @@ def test_a_wrong_file_does_not_stay(trained, tmp_path, monkeypatch, form, damage
     assert [*tmp_path.iterdir()] == []
 
 
+@pytest.mark.slow
 def test_a_wrong_file_leaves_the_one_before_as_it_is(trained, tmp_path, monkeypatch):
     damaged(monkeypatch, wrong_weights)
     kept = tmp_path / "kept"
@@ -277,6 +281,7 @@ def test_a_wrong_file_leaves_the_one_before_as_it_is(trained, tmp_path, monkeypa
     assert kept.read_text() == "the file before"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["onnx", "pt2", "int8"])
 def test_a_file_that_exists_is_replaced_only_if_asked_and_nothing_is_said(
     trained, tmp_path, capfd, form
@@ -297,12 +302,14 @@ def test_a_folder_is_never_replaced(trained, tmp_path):
         calls(trained)["onnx"](tmp_path, overwrite=True)
 
 
+@pytest.mark.slow
 def test_a_place_that_cannot_be_written_is_named(trained, tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(InputError, match=r"file/a\.onnx: cannot be written"):
         calls(trained)["onnx"](tmp_path / "file" / "a.onnx")
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_export_leaves_nothing(tmp_path):
     class Branch(nn.Module):
         def forward(self, x):
@@ -335,6 +342,7 @@ def test_what_is_said_of_a_model_must_fit_it(trained, tmp_path, images, classes)
     assert [*tmp_path.iterdir()] == []
 
 
+@pytest.mark.slow
 def test_the_model_is_left_as_it_is(trained, tmp_path):
     model = Plain().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -343,6 +351,7 @@ def test_the_model_is_left_as_it_is(trained, tmp_path):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_equal_models_give_equal_files(trained, files, tmp_path):
     again = calls(trained)["onnx"](tmp_path / "b.onnx")
     assert again.path.read_bytes() == files["onnx"].path.read_bytes()

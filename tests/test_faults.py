@@ -132,17 +132,6 @@ def test_a_search_in_which_too_many_fail_stops_and_says_why(tmp_path, monkeypatc
     assert len(calls) == done and files(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["random", "nsga2", "surrogate", "smem", "halving"])
-def test_a_search_goes_on_where_a_third_fails_and_none_of_them_is_on_the_front(
-    tmp_path, monkeypatch, name
-):
-    replace_training(monkeypatch, failing(0.33))
-    seen = []
-    records = run_analytic(tmp_path, name, problem_of(), on_record=seen.append)
-    assert len([record for record in seen if record.failure]) > 5
-    assert all(record.failure is None for record in pareto_set(records, ("params",)))
-
-
 def test_a_search_goes_on_where_half_have_failed_and_stops_at_one_more(tmp_path, monkeypatch):
     half = set(GENOMES[: FIRST // 2])
 

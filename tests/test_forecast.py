@@ -184,7 +184,7 @@ def test_a_forecast_leaves_threads_and_random_state_as_they_were(digits, monkeyp
     assert min(found.stages_s.values()) > 0 and found.total_s > found.elapsed_s > 0
 
 
-@pytest.mark.parametrize("until", ["blocks", "retrain"])
+@pytest.mark.parametrize("until", ["blocks", pytest.param("retrain", marks=pytest.mark.slow)])
 def test_the_forecast_of_a_run_is_of_the_stages_that_it_will_have(until, tmp_path, monkeypatch):
     seen = []
 

@@ -574,6 +574,7 @@ def test_where_nothing_can_be_kept_a_library_lasts_as_long_as_the_process(
     file = tmp_path / "file"
     file.touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(file))  # no folder can be made in it
+    monkeypatch.setenv("CC", script(tmp_path / "compiler", f'exec {COMPILER} "$@" -O0'))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
     compiled._own_cache.cache_clear()
@@ -584,17 +585,18 @@ def test_where_nothing_can_be_kept_a_library_lasts_as_long_as_the_process(
 
 CHECK = """
 import torch
-from blocksearch import fused, kernels
+from blocksearch.kernels import compiled, fused
 from blocksearch.kernels.plan import CellPlan, Term
 from blocksearch.ops import build_op
 op, x = build_op("max_pool_3x3", 4, 1, True), torch.randn(2, 4, 5, 5)
 ones = torch.ones(1, 4)
-assert kernels.fits(x)
+assert compiled.fits(x)
 plan = CellPlan([Term(0, 0, op)], 1, 1, 1)
 torch.testing.assert_close(fused.mixed_cell(plan, [x], ones, ones), op(x))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_that_compile_at_once_both_get_a_library(no_library, monkeypatch, tmp_path):
     log = tmp_path / "log"
     meet = f"""echo here >> {log}; i=0

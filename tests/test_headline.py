@@ -75,6 +75,7 @@ def trainings(out):
     return {path.relative_to(out): path.stat().st_mtime_ns for path in out.rglob("seed-*.json")}
 
 
+@pytest.mark.slow
 def test_the_same_command_again_trains_nothing_and_says_the_same(run):
     out, results, data = run
     before = trainings(out)
@@ -86,6 +87,7 @@ def test_the_same_command_again_trains_nothing_and_says_the_same(run):
     assert json.loads((out / "headline.json").read_text()) == found
 
 
+@pytest.mark.slow
 def test_a_comparison_that_was_cut_off_ends_as_it_would_have(run):
     out, results, data = run
     lost = sorted((out / "headline").glob("*/*/seed-*.json"))[::7]
@@ -98,6 +100,7 @@ def test_a_comparison_that_was_cut_off_ends_as_it_would_have(run):
     assert (out / "run.manifest.jsonl").read_bytes() == manifest  # what is written is the same
 
 
+@pytest.mark.slow
 def test_the_rows_have_the_keys_of_the_issue_and_replace_those_of_the_same_data(run):
     out, _, data = run
     rows = data["rows"]
@@ -120,6 +123,7 @@ def networks(data, comparison, label):
     return [one for one in own if one["label"] == label]
 
 
+@pytest.mark.slow
 def test_every_gamma_and_alternative_has_its_searches_and_random_pairs_of_the_same_params(run):
     _, _, data = run
     for label in ("gamma=0", "gamma=1", "random cells", *headline.ALTERNATIVES):
@@ -131,6 +135,7 @@ def test_every_gamma_and_alternative_has_its_searches_and_random_pairs_of_the_sa
         assert all(0.8 * MOST < one["params"] < MOST for one in ones)
 
 
+@pytest.mark.slow
 def test_each_alternative_is_searched_by_itself_and_beside_gamma_1_in_pairs(run):
     out, _, data = run
     found = sorted((out / "headline" / "alternatives" / "blocks").glob("*.json"))
@@ -173,6 +178,7 @@ def test_the_searches_of_an_alternative_are_those_of_gamma_with_its_settings(nam
         assert [(one.seed, dict(one.settings)) for one in ones] == expected
 
 
+@pytest.mark.slow
 def test_each_member_has_a_random_and_a_uniform_network_beside_it(run):
     _, _, data = run
     front = networks(data, "stage_two", "front")
@@ -186,6 +192,7 @@ def test_each_member_has_a_random_and_a_uniform_network_beside_it(run):
         assert all(one["seeds"] == [0, 3] for one in ones)
 
 
+@pytest.mark.slow
 def test_tau_compares_sixteen_networks_of_the_archive(run):
     out, _, data = run
     known = [one for one in data["networks"] if one["comparison"] == "ranking"]
@@ -199,6 +206,7 @@ def test_tau_compares_sixteen_networks_of_the_archive(run):
     assert data["comparisons"]["ranking"]["estimate"]["tau"] == pytest.approx(tau.statistic)
 
 
+@pytest.mark.slow
 def test_only_members_keep_weights(run):
     out, _, _ = run
     kept = {path.parent.parent.name for path in out.rglob("weights.safetensors")}

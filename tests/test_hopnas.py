@@ -319,6 +319,7 @@ def test_a_search_of_nas_bench_201_decides_every_edge(make_setup, period_batch):
     assert torch.equal(gates.active, expected) or not expected.any()
 
 
+@pytest.mark.slow
 def test_path_dropout_makes_the_supernet_rank_networks_as_training_them_alone_does():
     # Every fifth of the 64 networks of the benchmark, which gives the figures of all. Measured with
     # ten epochs alone, torch 2.15.0 on the CPU, seeds 0 to 3: Kendall's tau of -0.05, 0.32, 0.13

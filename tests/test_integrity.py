@@ -31,6 +31,7 @@ SMALL = (
     "data.max_train_images=100",
     "data.max_test_images=40",
     "blocksearch.epochs=1",
+    "blocksearch.strategies.enhanced_gradient.complexity_weight=0.0",
     "netsearch.depths=[1]",
     "netsearch.widths=[4, 8]",
     "netsearch.evaluations=4",
@@ -46,7 +47,7 @@ SMALL = (
 BEGINNING = ("config.yaml", "run.json")
 ARCHIVES = ("archive.jsonl", "random.jsonl", "proxy.jsonl")
 RESULTS = (
-    "blocks/*=0.0-s0.json",
+    "blocks/*-s0.json",
     "blocks.json",
     "latency.json",
     "shared_weights.safetensors",
@@ -75,7 +76,7 @@ def said(run: Pipeline) -> str:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def finished(no_pictures, few_widths, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
     pipeline(folder).run()
     return folder
@@ -83,9 +84,9 @@ def finished(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def another(tmp_path_factory) -> Path:
-    """A run of another seed: the same files with other contents."""
+    """A run of another seed, up to its search: the same files with other contents."""
     folder = tmp_path_factory.mktemp("another") / "run"
-    pipeline(folder, "seed=1", "data.max_test_images=43").run()
+    pipeline(folder, "seed=1").run("networks")
     return folder
 
 
@@ -121,6 +122,14 @@ def swap(path: Path, foreign: Path) -> None:
 DAMAGES = (truncate, empty, flip_a_bit, swap)
 Damage = Callable[[Path, Path], None]
 every_damage = pytest.mark.parametrize("damage", DAMAGES, ids=[d.__name__ for d in DAMAGES])
+
+
+def with_damages(all_of: str, *kinds: str) -> pytest.MarkDecorator:
+    """One file with every damage, all files with the smallest one."""
+    pairs = [(all_of, damage) for damage in DAMAGES]
+    pairs += [(kind, flip_a_bit) for kind in kinds if kind != all_of]
+    ids = [f"{kind}-{damage.__name__}" for kind, damage in pairs]
+    return pytest.mark.parametrize(("kind", "damage"), pairs, ids=ids)
 
 
 def results(folder: Path) -> dict[str, object]:
@@ -162,11 +171,10 @@ def test_a_finished_run_is_used_and_called_again_without_complaint(finished, cop
     assert (copy / MANIFEST).read_bytes() == (finished / MANIFEST).read_bytes()
 
 
-@every_damage
-@pytest.mark.parametrize("kind", [*RESULTS, *ARCHIVES])
+@with_damages("blocks.json", *RESULTS, *ARCHIVES)
 def test_a_damaged_result_is_refused_by_name(copy, another, kind, damage):
     path = one_of(copy, kind)
-    damage(path, one_of(another, kind))
+    damage(path, another / path.relative_to(copy))
     with pytest.raises(InputError, match=path.name.replace(".", r"\.") + ": is damaged or another"):
         pipeline(copy).run()
     assert not (copy / ".owner.json").exists()
@@ -175,35 +183,42 @@ def test_a_damaged_result_is_refused_by_name(copy, another, kind, damage):
 READ = [*RESULTS[1:2], *RESULTS[4:6], RESULTS[7], *RESULTS[8:9], *RESULTS[10:11], *ARCHIVES[:2]]
 
 
-@every_damage
-@pytest.mark.parametrize("kind", [*BEGINNING, *READ])
+@with_damages("pareto.json", *BEGINNING, *READ)
 def test_commands_that_only_read_a_run_refuse_a_damaged_file_by_name(copy, another, kind, damage):
     path = one_of(copy, kind)
-    damage(path, one_of(another, kind))
+    damage(path, another / path.relative_to(copy))
     with pytest.raises(InputError, match=path.name.replace(".", r"\.") + ": is damaged or another"):
         use(copy)
 
 
-@every_damage
-@pytest.mark.parametrize("name", BEGINNING)
+@with_damages("run.json", *BEGINNING)
 def test_what_a_run_began_with_is_written_again_by_the_same_call(
-    finished, copy, another, name, damage
+    finished, copy, another, kind, damage
 ):
-    damage(copy / name, another / name)
+    damage(copy / kind, another / kind)
     run = pipeline(copy)
     run.run("blocks")
-    assert f"{name} was damaged and is written again" in said(run)
+    assert f"{kind} was damaged and is written again" in said(run)
     assert results(copy) == results(finished)
 
 
-@every_damage
-def test_a_damaged_config_is_not_replaced_by_another(copy, another, damage):
-    damage(copy / "config.yaml", another / "config.yaml")
+def test_a_damaged_config_is_not_replaced_by_another(copy):
+    flip_a_bit(copy / "config.yaml", copy)
     with pytest.raises(InputError, match=r"config\.yaml: is damaged or another"):
         pipeline(copy, "seed=1").run()
 
 
-@pytest.mark.parametrize("kind", [kind for kind in RESULTS if kind not in ("latency.json",)])
+REDONE = ("pareto.json", "measured.json", "retrained/*/seed-0.json")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=[pytest.mark.slow] * (kind not in REDONE))
+        for kind in RESULTS
+        if kind != "latency.json"
+    ],
+)
 def test_a_result_that_was_deleted_is_made_again_as_it_was(finished, copy, kind):
     path = one_of(copy, kind)
     path.unlink()
@@ -229,7 +244,11 @@ def without_the_end(copy: Path) -> None:
     (copy / "random.jsonl").write_bytes(b"".join(lines[:-1]))
 
 
-@pytest.mark.parametrize("damage", [truncate, empty], ids=["truncate", "empty"])
+@pytest.mark.parametrize(
+    "damage",
+    [truncate, pytest.param(empty, marks=pytest.mark.slow)],
+    ids=["truncate", "empty"],
+)
 def test_an_unfinished_archive_that_lost_its_end_is_filled_again(finished, copy, damage):
     without_the_end(copy)
     for name in ARCHIVES[:2]:
@@ -240,8 +259,9 @@ def test_an_unfinished_archive_that_lost_its_end_is_filled_again(finished, copy,
     assert mine == before
 
 
-@pytest.mark.parametrize("name", ARCHIVES[:2])
-@pytest.mark.parametrize("damage", [flip_a_bit, swap], ids=["flip_a_bit", "swap"])
+@pytest.mark.parametrize(
+    ("name", "damage"), [(ARCHIVES[0], flip_a_bit), (ARCHIVES[1], swap)], ids=["flip", "swap"]
+)
 def test_an_unfinished_archive_with_a_wrong_line_is_refused(copy, another, name, damage):
     without_the_end(copy)
     damage(copy / name, another / name)

@@ -68,6 +68,7 @@ def test_a_file_with_something_else_is_named(tmp_path, text):
         LookupGraph.load(path)
 
 
+@pytest.mark.slow
 def test_searches_run_in_workers_and_give_the_same_graph(graph):
     parallel = LookupGraph.measure(
         cost_of, graph.search_budgets, dataset="cifar10", metric="params", workers=Workers(2)
@@ -82,11 +83,13 @@ def device(data_root):
     return {name: Device.fit(name, table) for name in names}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["eyeriss", "fpga"])
 def test_where_latency_is_additive_derived_cells_keep_a_device_s_budget(device, name):
     assert device[name].runs([3])["met"] >= 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["raspi4", "pixel3"])
 def test_where_it_is_not_the_look_up_graph_keeps_it(device, name):
     graph = device[name].graph(points=20)

@@ -216,6 +216,7 @@ print(faults() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc only")
 def test_kept_memory_is_used_again_without_page_faults():
     def count(call):

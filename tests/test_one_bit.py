@@ -213,6 +213,7 @@ def test_a_1_bit_network_costs_what_is_predicted(space, seed):
     assert cost.model_bits < real.model_bits
 
 
+@pytest.mark.slow
 def test_a_1_bit_network_learns_and_survives_safetensors(period_batch):
     cell = Cell(((Edge(0, "sep_conv_5x5"), Edge(1, "sep_conv_5x5")),), one_bit=True)
     stack = Stack((PlacedCell(cell, 8, False),) * 2, (1, 8, 8), 2)

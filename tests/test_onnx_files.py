@@ -17,6 +17,7 @@ from blocksearch.supernet.cells import DiscreteCell
 from evaluation.deploy.onnx_files import onnx_session, quiet, run_onnx, save_onnx, trace
 from evaluation.errors import InputError
 
+pytestmark = pytest.mark.slow  # an export takes seconds
 BATCHES = (1, 2, 5)
 
 
@@ -69,12 +70,7 @@ class SideBySide(nn.Module):
 
 @pytest.mark.parametrize(
     ("stride", "one_bit"),
-    [
-        (2, False),
-        (1, True),
-        pytest.param(1, False, marks=pytest.mark.slow),
-        pytest.param(2, True, marks=pytest.mark.slow),
-    ],
+    [(2, False), (1, True), (1, False), (2, True)],
 )
 def test_every_op_is_exported_for_odd_and_even_sides(tmp_path, stride, one_bit):
     module, shapes = lived_in(SideBySide(stride, one_bit)), [(8, 7, 6)]
@@ -91,9 +87,9 @@ def cell(reduction, halve_first, one_bit):
     ("reduction", "halve_first", "one_bit"),
     [
         (True, False, False),
-        pytest.param(False, True, True, marks=pytest.mark.slow),
-        pytest.param(False, False, False, marks=pytest.mark.slow),
-        pytest.param(True, True, True, marks=pytest.mark.slow),
+        (False, True, True),
+        (False, False, False),
+        (True, True, True),
     ],
 )
 def test_a_cell_is_exported_with_its_two_inputs(tmp_path, reduction, halve_first, one_bit):

@@ -116,6 +116,7 @@ def test_a_bug_in_a_task_reaches_the_caller(workers):
         list(run_tasks(fail, {0: (1,)}, Workers(workers)))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*have been cancelled:UserWarning")
 def test_a_consumer_may_stop_early_and_run_tasks_again():
     stream = run_tasks(square, {i: (i,) for i in range(8)}, Workers(2))
@@ -125,6 +126,7 @@ def test_a_consumer_may_stop_early_and_run_tasks_again():
     assert {key: value[0] for key, value in again.items()} == {0: 0, 1: 1, 2: 4}
 
 
+@pytest.mark.slow
 def test_a_consumer_may_stop_while_many_tasks_wait(monkeypatch):
     errors = []
     monkeypatch.setattr(threading, "excepthook", errors.append)  # else joblib's thread prints it
@@ -136,6 +138,7 @@ def test_a_consumer_may_stop_while_many_tasks_wait(monkeypatch):
     assert errors == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 @pytest.mark.filterwarnings("ignore:A worker stopped while some jobs:UserWarning")
 def test_a_task_that_kills_its_worker_costs_only_its_own_result():
@@ -161,9 +164,10 @@ def test_what_never_began_is_done_side_by_side_after_a_death_and_once(tmp_path):
     assert set(others) == set("012345") and len(others) <= 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "workers"),
-    [("C", 2), *(pytest.param(*one, marks=pytest.mark.slow) for one in (("C", 1), ("sleep", 2)))],
+    [("C", 2), ("C", 1), ("sleep", 2)],
 )
 def test_a_task_that_hangs_is_ended_and_the_others_are_done(how, workers):
     tasks = {0: (3, ""), "hangs": (4, how), 1: (5, ""), 2: (6, "")}
@@ -175,6 +179,7 @@ def test_a_task_that_hangs_is_ended_and_the_others_are_done(how, workers):
     assert os.getpid() not in {pid for _, pid in results.values()}
 
 
+@pytest.mark.slow
 def test_a_task_within_its_time_leaves_no_alarm_in_its_worker():
     tasks = {i: (i,) for i in range(2)}
     assert dict(run_tasks(alarm, tasks, Workers(1), minutes=60)) == {0: True, 1: True}
@@ -188,6 +193,7 @@ def test_the_alarm_of_a_task_ends_with_it_also_where_it_fails():
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="only Linux keeps to the limit")
 def test_a_limit_on_memory_fails_the_task_and_leaves_its_worker_alive():
     workers = Workers(1, memory_mib=LIMIT_MIB)
@@ -201,6 +207,7 @@ def test_a_limit_on_memory_fails_the_task_and_leaves_its_worker_alive():
     assert free[0][0] == LIMIT_MIB  # the limit went with its tasks
 
 
+@pytest.mark.slow
 def test_a_full_disk_in_a_worker_reaches_the_caller_and_names_the_file():
     with pytest.raises(OSError, match="No space left on device: 'a/file'") as raised:
         list(run_tasks(full_disk, {0: (0,)}, Workers(2)))
@@ -211,6 +218,7 @@ def test_workers_leave_the_interrupt_of_a_terminal_to_their_parent():
     assert dict(run_tasks(signal_of_ctrl_c, {0: (0,), 1: (1,)}, Workers(2))) == {0: True, 1: True}
 
 
+@pytest.mark.slow
 @needs_proc
 def test_workers_end_soon_after_their_parent_was_killed(tmp_path):
     """Also the third, which never had a task."""

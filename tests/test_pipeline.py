@@ -31,19 +31,8 @@ from run_pipeline import Pipeline, app
 
 ROOT = Path(__file__).parent.parent
 STRATEGY = "blocksearch.strategies.enhanced_gradient"
-TINY = (
-    *tiny_run.TINY,
-    "data.max_train_images=200",
-    "blocksearch.epochs=2",
-    f"{STRATEGY}.alpha_learning_rate=50.0",
-    "netsearch.widths=[4, 8, 12]",
-    "netsearch.evaluations=10",
-    "netsearch.random_search=true",
-    "netsearch.train.epochs=2",
-    "retrain.members=3",
-    "retrain.baselines=1",
-    "retrain.seeds=[0, 1]",
-)
+TINY = tiny_run.WHOLE
+pytestmark = pytest.mark.usefixtures("few_widths", "no_pictures")
 FRONT_KEYS = (
     "id params flops latency_ms valid_accuracy test_accuracy test_accuracy_std seeds genome blocks"
 )
@@ -60,13 +49,8 @@ def pipeline(folder: Path, *changes: str, workers: int = 1) -> Pipeline:
     return Pipeline(tiny(*changes), folder_of_run, "tiny", workers=found, console=console)
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, str(ROOT / "run_pipeline.py"), *arguments]
-
-
 def run_command(folder: Path, *changes: str) -> list[str]:
-    sets = [part for change in (*TINY, *changes) for part in ("--set", change)]
-    return command("run", "--out", str(folder), "--device", "cpu", *sets)
+    return tiny_run.command(folder, 2, [*TINY[len(tiny_run.TINY) :], *changes])
 
 
 def records(folder: Path, name: str) -> set[str]:
@@ -77,14 +61,15 @@ def invoke(*arguments: str):
     return CliRunner().invoke(app, list(arguments))
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """The folder of a finished run, made by the command line in its own process."""
-    folder = tmp_path_factory.mktemp("finished")
-    done = subprocess.run(run_command(folder), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "forecast" in done.stderr and done.stdout == ""
-    return folder
+@pytest.fixture
+def finished(finished_run: Path) -> Path:
+    return finished_run
+
+
+@pytest.fixture
+def copy(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to be changed."""
+    return Path(shutil.copytree(finished_run, tmp_path / "copy"))
 
 
 def test_a_run_leaves_every_file_that_the_design_names(finished):
@@ -148,17 +133,19 @@ def test_baselines_of_the_same_run_stand_beside_the_front(finished):
     assert len(list((finished / "baselines/mobilenet_v2").glob("*/record.json"))) == 1
 
 
-def test_a_second_call_does_no_work_and_changes_nothing(finished):
-    before = {path: path.read_bytes() for path in finished.rglob("*.json*")}
-    log = (finished / "metrics.jsonl").read_text().count('"epoch"')
-    assert subprocess.run(run_command(finished), capture_output=True, timeout=120).returncode == 0
+def test_a_second_call_does_no_work_and_changes_nothing(copy):
+    before = {path: path.read_bytes() for path in copy.rglob("*.json*")}
+    log = (copy / "metrics.jsonl").read_text().count('"epoch"')
+    again = tiny_run.command(copy, 1, TINY[len(tiny_run.TINY) :])
+    assert invoke(*again[2:]).exit_code == 0
     after = {path: path.read_bytes() for path in before if path.name != "metrics.jsonl"}
     assert all(before[path] == after[path] for path in after)
-    assert (finished / "metrics.jsonl").read_text().count('"epoch"') == log
+    assert (copy / "metrics.jsonl").read_text().count('"epoch"') == log
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_front_whatever_the_number_of_workers(finished, tmp_path):
-    pipeline(tmp_path, workers=1).run("networks")
+    pipeline(tmp_path, workers=2).run("networks")
     for name in SAME_BYTES:
         assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
     assert records(tmp_path, "archive") == records(finished, "archive")
@@ -181,12 +168,13 @@ def test_a_run_on_a_cluster_of_this_machine_ends_as_one_in_processes(finished, t
         assert there.read_bytes() == path.read_bytes(), path
 
 
-def test_a_run_goes_on_with_another_table_of_workers(finished):
-    changed = pipeline(finished, "workers.count=7", "workers.backend=dask")
-    assert changed.config != Config.load(finished / "config.yaml")
+def test_a_run_goes_on_with_another_table_of_workers(copy):
+    changed = pipeline(copy, "workers.count=7", "workers.backend=dask")
+    assert changed.config != Config.load(copy / "config.yaml")
     changed.run()
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_networks(finished, tmp_path):
     pipeline(tmp_path, "seed=1").run("networks")
     assert records(tmp_path, "archive") != records(finished, "archive")
@@ -204,9 +192,7 @@ def test_until_stops_after_its_stage_and_a_later_call_goes_on(finished, tmp_path
     assert result.exit_code == 2 and "not retrained" in result.stderr
 
 
-def test_deleting_a_result_redoes_that_result_alone(finished, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(finished, copy)
+def test_deleting_a_result_redoes_that_result_alone(finished, copy):
     blocks = (copy / "blocks.json").stat().st_mtime_ns
     (copy / "pareto.json").unlink()
     lines = (copy / "archive.jsonl").read_text().splitlines(keepends=True)
@@ -234,6 +220,7 @@ def test_ten_kills_at_random_moments_end_as_the_unbroken_run(finished, tmp_path)
     assert_same_run(tmp_path, finished)
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_every_stage_ends_as_the_unbroken_one(finished, tmp_path):
     for sign in ("blocks/*.ckpt", "archive.jsonl", "random.jsonl", "retrained/*/*.ckpt"):
         run = subprocess.Popen(run_command(tmp_path), stderr=subprocess.DEVNULL)
@@ -279,12 +266,12 @@ def test_pick_names_the_nearest_model_when_nothing_fits(finished):
     assert cheapest.id in result.stdout
 
 
-def test_the_front_table_and_the_report_are_for_people(finished):
-    table = invoke("front", str(finished))
+def test_the_front_table_and_the_report_are_for_people(copy):
+    table = invoke("front", str(copy))
     assert table.exit_code == 0 and "params" in table.stdout
-    (finished / "report.html").unlink()
-    assert invoke("report", str(finished)).exit_code == 0
-    assert (finished / "report.html").exists()
+    (copy / "report.html").unlink()
+    assert invoke("report", str(copy)).exit_code == 0
+    assert (copy / "report.html").exists()
 
 
 def test_doctor_finds_this_machine_well():
@@ -298,20 +285,13 @@ def test_doctor_finds_this_machine_well():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("blocksearch.epoch=3", ["blocksearch.epoch"]),
         ("netsearch.train.epochs=many", ["netsearch.train.epochs", "many"]),
         ("retrain.seeds=[0, 0]", ["retrain.seeds", "distinct"]),
-        ("retrain.members=-1", ["retrain.members", "-1"]),
         ("netsearch.widths=[8, 4]", ["netsearch.widths", "ascending"]),
         ("netsearch.widths=[6]", ["netsearch.widths", "multiples of 4"]),
         ("blocksearch.strategies.alchemy.gold=1", ["alchemy", "enhanced_gradient"]),
-        (f"{STRATEGY}.gamma=2", ["enhanced_gradient.gamma"]),
         ("blocksearch.ops=[none, conv_99x99]", ["conv_99x99"]),
-        ("data.name=imagenet", ["data.name", "imagenet"]),
-        ("seed=-1", ["seed", "-1"]),
-        ("seed: 3", ["key=value"]),
         (f"{STRATEGY}.gamma={{a: 1}}", ["enhanced_gradient.gamma"]),
-        ("netsearch.max_params=2024-13-45", ["netsearch.max_params", "2024-13-45"]),
         ("seed=[", ["not YAML"]),
         ("seed.inner=1", ["seed", "not a table"]),
     ],
@@ -323,10 +303,7 @@ def test_a_bad_value_is_refused_by_its_key(tmp_path, change, words):
     assert "Traceback" not in result.stderr and not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [("a: [1", ["not YAML"]), ("- 1\n- 2\n", ["list"]), ("seed: 0\n", ["data", "required"])],
-)
+@pytest.mark.parametrize(("text", "words"), [("- 1\n- 2\n", ["list"])])
 def test_a_bad_config_file_is_refused(tmp_path, text, words):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
@@ -357,17 +334,19 @@ def test_a_budget_that_nothing_meets_is_refused_before_any_work(tmp_path, key):
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
+@pytest.mark.slow
 def test_hard_budgets_bind_every_evaluated_network(tmp_path):
-    pipeline(tmp_path, "netsearch.max_params=1500").run("networks")
+    few = "netsearch.evaluations=5", "netsearch.train.epochs=1", "blocksearch.epochs=1"
+    pipeline(tmp_path, "netsearch.max_params=1500", *few).run("networks")
     for name in ("archive", "random"):
         assert all(record.cost.params <= 1500 for record in Archive(tmp_path / f"{name}.jsonl"))
 
 
-def test_a_folder_of_another_config_is_refused_naming_the_keys(finished):
-    before = (finished / "archive.jsonl").read_bytes()
+def test_a_folder_of_another_config_is_refused_naming_the_keys(copy):
+    before = (copy / "archive.jsonl").read_bytes()
     with pytest.raises(InputError, match=r"retrain\.members was 3 and is 2"):
-        pipeline(finished, "retrain.members=2").run()
-    assert (finished / "archive.jsonl").read_bytes() == before
+        pipeline(copy, "retrain.members=2").run()
+    assert (copy / "archive.jsonl").read_bytes() == before
 
 
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
@@ -392,32 +371,14 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
             pipeline(tmp_path).run()
 
 
-def test_a_damaged_archive_line_is_named(finished, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(finished, copy)
-    (copy / "pareto.json").unlink()
-    lines = (copy / "archive.jsonl").read_text().splitlines(keepends=True)
-    lines[4] = lines[4][:20] + "\n"
-    (copy / "archive.jsonl").write_text("".join(lines))
-    with pytest.raises(InputError, match=r"archive\.jsonl: line 5 is damaged"):
-        pipeline(copy).run()
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [("run.json", "{}"), ("run.json", "[1"), ("config.yaml", "a: [1"), ("pareto.json", "{}")],
-)
-def test_a_damaged_file_of_a_run_is_named(finished, tmp_path, name, content):
-    copy = tmp_path / "copy"
-    shutil.copytree(finished, copy)
+@pytest.mark.parametrize(("name", "content"), [("run.json", "[1"), ("pareto.json", "{}")])
+def test_a_damaged_file_of_a_run_is_named(copy, name, content):
     (copy / name).write_text(content)
     result = invoke("front", str(copy))
     assert result.exit_code == 2 and name in result.stderr and "Traceback" not in result.stderr
 
 
-def test_leftovers_of_a_kill_are_removed(finished, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(finished, copy)
+def test_leftovers_of_a_kill_are_removed(copy):
     (copy / ".pareto.json.123.tmp").write_text("half")
     member = next((copy / "retrained").iterdir())
     (member / "seed-0.ckpt").write_text("between the result and the removal of its checkpoint")
@@ -450,6 +411,7 @@ def test_every_budget_of_pick_takes_a_number_as_people_write_it(finished, option
     assert refused.exit_code == 2 and f"--max-{option}: expected a " in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_folder_of_grey_and_coloured_pictures_of_two_sizes_runs_through(tmp_path):
     generator = np.random.default_rng(0)
     for label, name in enumerate(("red", "green", "blue")):
@@ -472,6 +434,13 @@ def test_a_folder_of_grey_and_coloured_pictures_of_two_sizes_runs_through(tmp_pa
         "retrain.train.batch_size=8",
         "retrain.train.epochs=4",
         "blocksearch.batch_size=8",
+        "blocksearch.epochs=1",
+        "netsearch.evaluations=4",
+        "netsearch.random_search=false",
+        "netsearch.train.epochs=1",
+        "retrain.members=2",
+        "retrain.baselines=0",
+        "retrain.seeds=[0]",
     )
     run = pipeline(tmp_path / "run", *changes)
     run.run()
@@ -492,6 +461,7 @@ def test_every_config_file_loads_and_states_every_value():
         assert uncommented == [], path.name
 
 
+@pytest.mark.slow
 def test_importing_the_pipeline_leaves_torchvision_alone():
     code = "import sys, run_pipeline; assert 'torchvision' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120).returncode == 0

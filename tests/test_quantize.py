@@ -13,6 +13,7 @@ from torch import nn
 from evaluation.deploy.onnx_files import onnx_session, run_onnx, save_onnx
 from evaluation.deploy.quantize import CALIBRATION_BATCH, _Images, quantize
 
+pytestmark = pytest.mark.slow  # an export takes seconds
 WIDTH = 24
 
 

@@ -37,7 +37,12 @@ from evaluation.workers.workers import Workers
 from run_pipeline import Pipeline
 from test_block_search import Killed, context
 from test_strategies import OPS as CONTRACT_OPS
-from test_strategies import Made, build, every_strategy, tensors_that_a_step_changes
+from test_strategies import (
+    Made,
+    build,
+    every_strategy_for_many_steps,
+    tensors_that_a_step_changes,
+)
 from tiny_run import TINY
 
 EVERY_OP = SearchSpace(tuple(OPS), nodes=2)
@@ -116,9 +121,25 @@ def same(one: list[Tensor | None], other: list[Tensor | None]) -> bool:
     )
 
 
-@pytest.mark.parametrize("weights", [True, False], ids=["weights", "frozen"])
-@pytest.mark.parametrize("plain", [False, True], ids=["kernels", "plain"])
-@pytest.mark.parametrize("case", list(CASES))
+WAYS = {
+    f"{path}-{state}": (path == "plain", state == "weights")
+    for path in ("kernels", "plain")
+    for state in ("weights", "frozen")
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "plain", "weights"),
+    [  # every case in one way, one case in every way; the rest is of the slow tier
+        pytest.param(
+            *(case, *way),
+            id=f"{case}-{name}",
+            marks=[pytest.mark.slow] * (case != "masked" and name != "kernels-weights"),
+        )
+        for case in CASES
+        for name, way in WAYS.items()
+    ],
+)
 def test_loss_and_gradients_are_the_same_bit_for_bit(case, plain, weights):
     kept, again = (
         outcome(case, recompute=recompute, plain=plain, weights=weights)
@@ -177,7 +198,7 @@ def test_no_cell_draws_a_random_number(case):
         assert torch.equal(torch.random.get_rng_state(), before)
 
 
-@every_strategy
+@every_strategy_for_many_steps
 def test_a_strategy_learns_the_same(strategy_class: Made, make_setup, period_batch, monkeypatch):
     derived_twice = []
     gradient = torch.autograd.grad
@@ -253,7 +274,9 @@ def warnings_of(folder: Path) -> list[str]:
     return [e["warning"] for e in read_metrics(folder / "metrics.jsonl") if "warning" in e]
 
 
-@pytest.mark.parametrize("kind", list(ERRORS))
+@pytest.mark.parametrize(
+    "kind", ["cpu", *(pytest.param(one, marks=pytest.mark.slow) for one in ("gpu", "python"))]
+)
 def test_a_search_without_room_starts_again_and_ends_the_same(kind, tmp_path, monkeypatch):
     expected = searched(tmp_path / "whole")
     failing = Failing(monkeypatch, {4}, ERRORS[kind])  # a step has two passes: in mid-epoch
@@ -305,6 +328,7 @@ def test_another_error_is_not_tried_again(error, tmp_path, monkeypatch):
     assert len(failing.recomputing) == 2 and not warnings_of(tmp_path)
 
 
+@pytest.mark.slow
 def test_all_supernets_of_a_strategy_recompute(tmp_path, monkeypatch):
     failing = Failing(monkeypatch, {1}, MemoryError())
     searched(tmp_path, strategies={"dcp_nas": {}})

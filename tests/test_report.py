@@ -183,7 +183,7 @@ def test_numbers_are_written_for_people(html: Write):
     ]
 
 
-def test_csv_holds_the_numbers_of_the_front_exactly(tmp_path: Path):
+def test_csv_holds_the_numbers_of_the_front_exactly(html: Write, tmp_path: Path):
     measured = replace(FRONT[0], cost=Cost(7, 9, 1 / 3))
     write_report(replace(REPORT, front=(measured, FRONT[1])), tmp_path)
     with (tmp_path / "pareto.csv").open(newline="") as file:
@@ -293,14 +293,14 @@ def test_equal_reports_give_equal_bytes(tmp_path: Path):
     ]
 
 
-def test_front_that_is_not_retrained_says_so(drawn: Write):
-    page = drawn(front=FRONT[1:2])
+def test_front_that_is_not_retrained_says_so(html: Write):
+    page = html(front=FRONT[1:2])
     assert verdict(page)[1] == "No front member is retrained yet: nothing is tested."
     assert "best mean test accuracy" not in page
 
 
-def test_one_seed_shows_no_deviation(drawn: Write):
-    page = drawn(front=(network("solo", 500, 0.9, 0.91),))
+def test_one_seed_shows_no_deviation(html: Write):
+    page = html(front=(network("solo", 500, 0.9, 0.91),))
     assert '91.00 % ± –</td><td class="n">1</td>' in page
 
 

@@ -27,7 +27,10 @@ from tiny_run import TINY
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH"),
+]
 HOSTILE = (
     '<script>window.ran = 1</script></script><img src=x onerror="window.ran = 1">'
     '<a href="javascript:window.ran = 1">$x$ &lt;b&gt; \u2028 %{x}</a>'
@@ -366,7 +369,6 @@ setTimeout(() => {
 """
 
 
-@pytest.mark.slow
 def test_a_whole_run_on_classes_and_files_named_by_a_stranger_runs_no_script(tmp_path: Path):
     evil = "<img src=x onerror='window.ran = 1'><script>window.ran = 1;"
     root = tmp_path / f"{evil} root"

@@ -27,7 +27,6 @@ from analytic import (
 from blocksearch.library import BlockLibrary, FoundCell
 from blocksearch.space import NORMAL, REDUCTION
 from evaluation.data.config import DataConfig
-from evaluation.errors import InputError
 from evaluation.files.archive import Archive
 from evaluation.pareto.front import Budgets, pareto_set
 from evaluation.training.context import RunContext
@@ -40,6 +39,10 @@ from netsearch.space.latency_table import LatencyTable, parts
 from netsearch.space.problem import NetworkProblem
 
 ALL = pytest.mark.parametrize("name", list(SEARCHES))
+MOST = pytest.mark.parametrize(  # smem, which learns from all pairs, in the slow tier
+    "name",
+    [pytest.param(one, marks=[pytest.mark.slow] * (one == "smem")) for one in SEARCHES],
+)
 LATENCY_MS = 0.01
 
 
@@ -67,9 +70,13 @@ def test_every_search_has_a_label_and_a_name_that_a_config_may_give():
         assert SearchConfig(search=name, evaluations=4, population=4).search == name
 
 
-@ALL
+@MOST
 @pytest.mark.parametrize(
-    ("evaluations", "population"), [(4, 12), (12, 12), (37, 12), (60, 12), (61, 5)]
+    ("evaluations", "population"),
+    [
+        *((4, 12), (12, 12), (31, 5)),
+        *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((37, 12), (60, 12))),
+    ],
 )
 def test_a_search_spends_what_it_may_on_networks_that_are_distinct_and_new(
     tmp_path, trained, name, evaluations, population
@@ -93,7 +100,7 @@ def test_equal_networks_are_asked_for_once(tmp_path, trained, name):
     assert len(asked) == len(set(asked)) == len(trained) and spent(batches) > 39
 
 
-@ALL
+@MOST
 def test_the_same_seed_gives_the_same_archive_and_another_seed_another(tmp_path, trained, name):
     run(tmp_path / "a", name, problem_of(), seed=4)
     np.random.seed(0)  # global random state must not matter
@@ -102,11 +109,19 @@ def test_the_same_seed_gives_the_same_archive_and_another_seed_another(tmp_path,
     assert files(tmp_path / "a") == files(tmp_path / "b") != files(tmp_path / "c")
 
 
-@ALL
-def test_a_resumed_search_ends_with_the_archives_of_the_unbroken_one(tmp_path, trained, name):
+@MOST
+@pytest.mark.parametrize(
+    "places",
+    [(12, -1), pytest.param((1, 11, 13, 31, 0), marks=pytest.mark.slow)],
+    ids=["some kills", "more kills"],
+)
+def test_a_resumed_search_ends_with_the_archives_of_the_unbroken_one(
+    tmp_path, trained, name, places
+):
     run(tmp_path / "unbroken", name, problem_of())
     total = len(trained)
-    for killed_after in (1, 11, 12, 13, 31, total // 2, total - 1):
+    for place in places:
+        killed_after = {0: total // 2, -1: total - 1}.get(place, place)
         trained.clear()
 
         def kill(record, last=killed_after):
@@ -123,7 +138,7 @@ def test_a_resumed_search_ends_with_the_archives_of_the_unbroken_one(tmp_path, t
         assert len(trained) == len(set(trained)) == total
 
 
-@ALL
+@MOST
 def test_a_finished_search_trains_nothing_when_called_again(tmp_path, trained, name):
     run(tmp_path, name, problem_of())
     before = files(tmp_path)
@@ -136,7 +151,7 @@ def fails(genome):
     return genome[2] == 0  # all that are narrow in stage one, the cheapest of the space
 
 
-@ALL
+@MOST
 def test_failed_networks_never_stand_on_the_front_and_the_search_goes_on(
     tmp_path, monkeypatch, name
 ):
@@ -158,13 +173,7 @@ def test_failed_networks_never_stand_on_the_front_and_the_search_goes_on(
     assert len(front) > 3 and not any(fails(record.genome) for record in front)
 
 
-@ALL
-def test_a_search_of_nothing_but_failures_stops_and_says_why(tmp_path, monkeypatch, name):
-    replace_training(monkeypatch, lambda r, build, context: replace(r, failure="RuntimeError: no"))
-    with pytest.raises(InputError, match="failed, so the search stops: .* x RuntimeError: no"):
-        run(tmp_path, name, problem_of(), evaluations=30)
-
-
+@pytest.mark.slow
 @ALL
 def test_a_search_ends_when_its_space_is_exhausted_and_says_so(tmp_path, trained, name):
     lines, sizes = [], {"evaluations": 100, "population": 8}
@@ -191,6 +200,7 @@ def test_halving_evaluates_what_it_passed_over_once_nothing_new_comes_up_but_no_
     assert {*promoted.genomes, *rest.genomes} == fine
 
 
+@pytest.mark.slow
 @ALL
 def test_a_search_with_one_network_within_the_budget_finds_it_and_ends(tmp_path, trained, name):
     lines = []
@@ -201,6 +211,7 @@ def test_a_search_with_one_network_within_the_budget_finds_it_and_ends(tmp_path,
     assert {id for id, _ in trained} == {records[0].id}
 
 
+@pytest.mark.slow
 @ALL
 def test_a_search_with_no_network_within_the_budget_asks_for_none(tmp_path, trained, name):
     lines = []
@@ -209,7 +220,7 @@ def test_a_search_with_no_network_within_the_budget_asks_for_none(tmp_path, trai
     assert "no new network comes up after 0:" in lines[0]
 
 
-@ALL
+@MOST
 @pytest.mark.parametrize("cost", ["params", "flops", "bits"])
 def test_nothing_over_a_hard_budget_is_evaluated(tmp_path, trained, name, cost):
     free, batches = problem_of(), []
@@ -230,9 +241,14 @@ def latency_table():
     return LatencyTable(parts_ms, SHAPE, CLASSES, {})
 
 
-@ALL
+@MOST
 @pytest.mark.parametrize(
-    "costs", [("params", "flops"), ("params", "flops", "bits"), ("params", "flops", "latency_ms")]
+    "costs",
+    [
+        pytest.param(("params", "flops"), marks=pytest.mark.slow),
+        pytest.param(("params", "flops", "bits"), marks=pytest.mark.slow),
+        ("params", "flops", "latency_ms"),
+    ],
 )
 def test_three_and_four_objectives_are_searched_as_well(tmp_path, trained, name, costs):
     table = latency_table() if "latency_ms" in costs else None
@@ -259,12 +275,13 @@ def shares(folder, name, seeds, evaluations):
     return np.array([box.hypervolume(records) for records in found]) / exact
 
 
-@ALL
+@MOST
 def test_a_search_nears_the_front_of_an_enumerated_space(tmp_path, trained, name):
     reached = shares(tmp_path, name, seeds=3, evaluations=80)
     assert reached.min() >= 0.85 and reached.mean() >= 0.9
 
 
+@pytest.mark.slow
 def test_the_surrogate_is_nearer_in_60_evaluations_than_random_search_ever_is(tmp_path, trained):
     drawn = shares(tmp_path, "random", seeds=5, evaluations=60)
     modelled = shares(tmp_path, "surrogate", seeds=5, evaluations=60)
@@ -350,7 +367,7 @@ def test_halving_trains_for_fewer_epochs_on_lower_rungs_and_archives_them_apart(
     assert set(outcome.hypervolume) == {LABELS["halving"], LABELS["random"]}
 
 
-@ALL
+@MOST
 def test_stage_two_called_again_trains_nothing_and_ends_with_the_same(tmp_path, trained, name):
     first = stage(tmp_path, search=name)
     outcome = first.run()

@@ -123,7 +123,12 @@ def test_the_largest_network_takes_the_stored_parameters_whole(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "ops, one_bit", [(LIGHT_OPS, False), (DARTS_OPS, False), (tuple(OPS), True)]
+    "ops, one_bit",
+    [
+        (LIGHT_OPS, False),
+        (DARTS_OPS, False),
+        pytest.param(tuple(OPS), True, marks=pytest.mark.slow),
+    ],
 )
 def test_a_network_with_its_own_copy_computes_what_the_slices_do(ops, one_bit):
     cells = random_cells(ops, 3, one_bit)
@@ -136,7 +141,7 @@ def test_a_network_with_its_own_copy_computes_what_the_slices_do(ops, one_bit):
         torch.testing.assert_close(shared.logits(spec, x), expected, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("side_px", [8, 7])
+@pytest.mark.parametrize("side_px", [8, pytest.param(7, marks=pytest.mark.slow)])
 def test_a_narrow_network_is_the_wide_one_with_all_other_weights_at_zero(side_px):
     """So that every channel means the same at every width; fails for any wrong index of a slice."""
     cells = random_cells(EXACT_OPS, 6)
@@ -233,6 +238,7 @@ def test_only_networks_that_fit_are_sampled_while_any_do():
     assert all(SPACE.encode(spec)[:4] == (0,) * 4 for spec in next(never))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", ["fair", "sandwich"])
 def test_training_lifts_scores_far_above_chance_and_reads_search_train_alone(digits, sampling):
     shared, losses = store(EASY), []
@@ -284,6 +290,7 @@ def test_a_weight_that_no_network_of_a_step_uses_stays_and_keeps_its_momentum(di
     assert moved[taken].float().mean() > 0.9
 
 
+@pytest.mark.slow
 def test_recalibration_matters_and_scoring_leaves_the_store_as_it_is(digits):
     shared = store(EASY)
     train_shared(

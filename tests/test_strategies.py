@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -46,13 +46,15 @@ class Made:
         return self.strategy_class(*arguments)
 
 
-def in_every_form(strategies: dict[str, type[Strategy]]) -> Iterator[Any]:
+def in_every_form(strategies: dict[str, type[Strategy]], fast: Collection[str]) -> Iterator[Any]:
     """Each with its defaults, and once with every other value of each setting that names a way.
 
-    The latter are of the slow tier.
+    The latter are of the slow tier, and so are those that `fast` does not name.
     """
     for name, strategy_class in strategies.items():
-        yield pytest.param(Made(strategy_class), id=name)
+        yield pytest.param(
+            Made(strategy_class), id=name, marks=[pytest.mark.slow] * (name not in fast)
+        )
         for key, field in strategy_class.Config.model_fields.items():
             if get_origin(field.annotation) is Literal:
                 for value in get_args(field.annotation):
@@ -70,9 +72,15 @@ def documented() -> type[Strategy]:
     return names["SinglePath"]
 
 
-every_strategy = pytest.mark.parametrize(
-    "strategy_class", list(in_every_form(STRATEGIES | {"documented": documented()}))
-)
+def parametrized(fast: Collection[str]) -> pytest.MarkDecorator:
+    found = in_every_form(STRATEGIES | {"documented": documented()}, fast)
+    return pytest.mark.parametrize("strategy_class", list(found))
+
+
+every_strategy = parametrized({*STRATEGIES, "documented"})
+# A step of dcp_nas takes as long as ten of the others.
+every_strategy_for_many_steps = parametrized({*STRATEGIES, "documented"} - {"dcp_nas"})
+every_strategy_for_minutes = parametrized({"enhanced_gradient", "documented"})
 
 
 def build(strategy_class: Made, setup: SearchSetup, seed: int = 0) -> Strategy:
@@ -88,7 +96,7 @@ def run(strategy: Strategy, period_batch, steps: int = STEPS) -> list[dict[str, 
     return logged
 
 
-@every_strategy
+@every_strategy_for_minutes
 def test_the_training_loss_falls_on_a_solvable_task(strategy_class, make_setup, period_batch):
     strategy = build(strategy_class, make_setup(("none", "sep_conv_5x5"), channels=16))
     logged = run(strategy, period_batch, steps=2 * STEPS)
@@ -97,7 +105,7 @@ def test_the_training_loss_falls_on_a_solvable_task(strategy_class, make_setup, 
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
 
 
-@every_strategy
+@every_strategy_for_minutes
 def test_every_architecture_logit_learns(strategy_class, make_setup, period_batch):
     strategy = build(strategy_class, make_setup(OPS))
     before = [tensor.detach().clone() for tensor in strategy.architecture()]
@@ -117,7 +125,7 @@ def test_the_supernet_holds_no_architecture_logit(strategy_class, make_setup):
     assert not weights & {tensor.data_ptr() for tensor in strategy.architecture()}
 
 
-@every_strategy
+@every_strategy_for_many_steps
 def test_weights_learn_from_train_and_alphas_from_valid(strategy_class, make_setup, period_batch):
     def late_step(train_seed: int, valid_seed: int) -> tuple[list[torch.Tensor], torch.Tensor]:
         strategy = build(strategy_class, make_setup(OPS))
@@ -133,7 +141,7 @@ def test_weights_learn_from_train_and_alphas_from_valid(strategy_class, make_set
     assert not torch.equal(weights, late_step(3, 1)[1])
 
 
-@every_strategy
+@every_strategy_for_many_steps
 def test_derive_is_repeatable_and_valid_and_survives_json(strategy_class, make_setup, period_batch):
     setup = make_setup(OPS)
     strategy = build(strategy_class, setup)
@@ -154,13 +162,13 @@ def test_derive_is_repeatable_and_valid_and_survives_json(strategy_class, make_s
         assert torch.equal(value, weights[key])
 
 
-@every_strategy
+@every_strategy_for_many_steps
 def test_the_same_seed_gives_the_same_cells_and_another_seed_other_alphas(
     strategy_class, make_setup, period_batch
 ):
     def searched(seed: int) -> Strategy:
         strategy = build(strategy_class, make_setup(OPS), seed)
-        run(strategy, period_batch, steps=8)
+        run(strategy, period_batch, steps=4)
         return strategy
 
     first, second, other = searched(0), searched(0), searched(1)
@@ -170,7 +178,7 @@ def test_the_same_seed_gives_the_same_cells_and_another_seed_other_alphas(
         assert not torch.equal(a, c)
 
 
-@every_strategy
+@every_strategy_for_many_steps
 def test_global_random_numbers_do_not_matter(strategy_class, make_setup, period_batch):
     found = []
     for global_seed in (1, 2):
@@ -182,8 +190,10 @@ def test_global_random_numbers_do_not_matter(strategy_class, make_setup, period_
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-@every_strategy
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@every_strategy_for_minutes
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(one, marks=pytest.mark.slow) for one in (1, 2))]
+)
 def test_one_useful_op_among_useless_ones_is_found(strategy_class, seed, make_setup, period_batch):
     # One cell, and nothing but the mean and a linear layer behind it: what is linear in the stem's
     # features solves nothing, only a convolution with a ReLU inside does.
@@ -200,7 +210,7 @@ class Killed(Exception):
     pass
 
 
-@every_strategy
+@every_strategy_for_minutes
 def test_a_killed_search_continues_bit_for_bit(
     strategy_class, make_setup, period_split, tmp_path: Path
 ):
@@ -316,7 +326,7 @@ def tensors_that_a_step_changes(strategy: Strategy) -> list[torch.Tensor]:
     return list(found.values())
 
 
-@every_strategy
+@every_strategy_for_minutes
 def test_a_search_whose_steps_are_replayed_equals_the_eager_one(
     strategy_class, make_setup, period_split, monkeypatch, tmp_path: Path
 ):

@@ -1,17 +1,24 @@
-"""The smallest whole run, for tests that break it; and what it computed, to compare."""
+"""The smallest whole run, for tests that break it; what it computed, to compare; one for all."""
 
+import fcntl
 import io
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from configs import FOLDER
 from configs.experiment import Config
 from evaluation.files.run_folder import RunFolder
-from run_pipeline import Pipeline
+from evaluation.report.plots import draw_fronts
+from evaluation.training import ready_made
+from run_pipeline import Pipeline, app
 
 ROOT = Path(__file__).parents[1]
 TINY = (
@@ -32,6 +39,19 @@ TINY = (
     "retrain.baselines=0",
     "retrain.seeds=[0]",
     "retrain.train.epochs=2",
+)
+WHOLE = (  # the run that test files share: every stage, several networks, random search, baselines
+    *TINY,
+    "data.max_train_images=200",
+    "blocksearch.epochs=2",
+    "blocksearch.strategies.enhanced_gradient.alpha_learning_rate=50.0",
+    "netsearch.widths=[4, 8, 12]",
+    "netsearch.evaluations=10",
+    "netsearch.random_search=true",
+    "netsearch.train.epochs=2",
+    "retrain.members=3",
+    "retrain.baselines=1",
+    "retrain.seeds=[0, 1]",
 )
 
 
@@ -57,3 +77,43 @@ def command(folder: Path, workers: int = 2, changes: Sequence[str] = ()) -> list
     sets = [part for change in (*TINY, *changes) for part in ("--set", change)]
     where = ["--out", str(folder), "--workers", str(workers), "--device", "cpu"]
     return [sys.executable, str(ROOT / "run_pipeline.py"), "run", *where, *sets]
+
+
+@contextmanager
+def few_widths() -> Iterator[None]:
+    """Know two widths of MobileNetV2 instead of sixty, whose building takes ten seconds.
+
+    The smallest is among them, and the nearest to the networks that are trained here.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ready_made, "WIDTHS", (0.025, 0.05))
+        ready_made._mobilenet_sizes.cache_clear()
+        yield
+    ready_made._mobilenet_sizes.cache_clear()
+
+
+def run_whole(folder: Path) -> None:
+    """Run `WHOLE` by the command line, in this process, with the pictures that others leave out."""
+    with few_widths(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evaluation.report.report.draw_fronts", draw_fronts)
+        done = CliRunner().invoke(app, command(folder, 1, WHOLE[len(TINY) :])[2:])
+    assert done.exit_code == 0, done.output
+    assert "forecast" in done.stderr and done.stdout == ""
+
+
+def shared(base: Path, name: str, make: Callable[[Path], None]) -> Path:
+    """Have the first of all workers of pytest make a folder; return it to each.
+
+    Args:
+        base: pytest's folder for temporary files of this worker.
+        name: Of the folder.
+        make: Fills a folder.
+    """
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = base / name
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            make(base / f"{name}.new")
+            (base / f"{name}.new").rename(folder)
+    return folder
