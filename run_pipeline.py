@@ -162,10 +162,10 @@ class Pipeline(Run):
 
         check_place(self.folder, self.config.data.root)
         with self.folder.owned():
+            self.recompute_in(check_comparison(self.dataset, self.plan(), self.device))
             tabular = self.config.blocksearch.space == nas_bench_201.SPACE
             if tabular:
                 benchmark_table()
-            self.recompute_in(check_comparison(self.dataset, self.plan(), self.device))
             self.claim()
             searches = self.config.blocksearch.searches(self.config.seed)
             epochs = len(searches) * self.config.blocksearch.epochs

@@ -227,8 +227,7 @@ class Architecture:
 
     def __init__(self, supernet: Supernet, alphas: Tensor, config: DcpNasConfig):
         self.alphas = alphas
-        adam = config.adam([alphas])
-        self.alpha_step = AlphaStep(alphas, adam)
+        self.alpha_step = AlphaStep(alphas, config.adam([alphas]))
         self.norms = OpNorms(supernet)
         self.decoupled = Decoupled(alphas, config) if config.decoupled else None
 
@@ -320,9 +319,8 @@ class DcpNas:
         self.parent = Architecture(self.parent_supernet, alphas, config)
         self.child = Architecture(self.supernet, copied, config)
         self.parent_step = WeightStep(self.parent_supernet, setup.weights)
-        self.child_step = ChildStep(
-            self.supernet, config.child_learning_rate, setup.weights.grad_clip
-        )
+        clip = setup.weights.grad_clip
+        self.child_step = ChildStep(self.supernet, config.child_learning_rate, clip)
 
     def schedule(self, progress: float) -> str:
         """Set the learning rates of the weights; every step is of one kind."""
@@ -373,8 +371,7 @@ class DcpNas:
         outputs = log_probabilities(self.supernet, alphas, images)
         loss = -likelihoods(teacher, outputs).mean()
         if self.config.reconstruction_weight > 0:
-            error = reconstruction_error(self.supernet)
-            loss = loss + self.config.reconstruction_weight * error
+            loss = loss + self.config.reconstruction_weight * reconstruction_error(self.supernet)
         return loss, nn.functional.nll_loss(outputs, labels)
 
     def architecture(self) -> list[Tensor]:
@@ -398,9 +395,5 @@ class DcpNas:
             part.load_state_dict(state[name])
 
     def _parts(self) -> list[tuple[str, Architecture | WeightStep | ChildStep]]:
-        return [
-            ("parent", self.parent),
-            ("parent_weights", self.parent_step),
-            ("child", self.child),
-            ("child_weights", self.child_step),
-        ]
+        weights = ("parent_weights", self.parent_step), ("child_weights", self.child_step)
+        return [("parent", self.parent), ("child", self.child), *weights]
