@@ -22,6 +22,7 @@ from blocksearch.search import SearchContext, check_searches, run_searches, sear
 from blocksearch.space import REDUCTION
 from configs import FOLDER
 from configs.experiment import Config
+from evaluation.cost.costs import COSTS
 from evaluation.cost.latency import DeviceLatencies, device_name
 from evaluation.data.dataset import Dataset, worker_dataset
 from evaluation.data.preprocessing import Preprocessing
@@ -36,7 +37,7 @@ from evaluation.pareto.choice import Wishes, choose
 from evaluation.pareto.front import Budgets, spread
 from evaluation.records import ModelRecord
 from evaluation.report.report import write_report
-from evaluation.terminal.amounts import amount, quantity
+from evaluation.terminal.amounts import amount, kilobytes, quantity
 from evaluation.terminal.doctor import FITS, facts, unfit_torchvision
 from evaluation.terminal.ending import BAD_INPUT, DONE, NOTHING_FITS, guarded
 from evaluation.terminal.progress import timed_stage
@@ -56,6 +57,7 @@ from netsearch.members.summary import summarise
 from netsearch.search import Images, NetworkStage, check_budgets_early, genome_space
 from netsearch.space.genome import stages_for
 from netsearch.space.latency_table import export_parts
+from netsearch.space.problem import OwnCost
 
 FIRST_FILES = {  # that depend on a table of the config
     "netsearch": ("shared_weights.safetensors", "archive.jsonl"),
@@ -78,6 +80,7 @@ class Pipeline:
         console: Where messages go.
         trackers: Who else is told the scalars of the run, see `evaluation.files.track`.
         fingerprint: Of the images that the run is of; None: of a run that begins, or goes on.
+        costs: Your own costs, beside those of the config.
     """
 
     config: Config
@@ -88,6 +91,7 @@ class Pipeline:
     console: Console = field(default_factory=lambda: Console(**PLAIN, stderr=True))
     trackers: Sequence[str] = ()
     fingerprint: str | None = None
+    costs: tuple[OwnCost, ...] = ()
     _recompute: frozenset[str] = field(default=frozenset(), init=False)  # names of block searches
 
     @classmethod
@@ -157,6 +161,7 @@ class Pipeline:
             self.folder.path,
             self.workers,
             self.console.print,
+            self.costs,
         )
         if config.estimate == "shared_weights":
             epochs = config.shared_weights.epochs
@@ -210,7 +215,7 @@ class Pipeline:
 
     def report(self) -> Path:
         """Write report.html, pareto.csv and pareto.png; return the path of the first."""
-        page = summarise(self.members, self.config.netsearch.costs, self.config.seed)
+        page = summarise(self.members, self.config.seed)
         path = write_report(page, self.folder.path)
         self.console.print(f"report: {path}")
         return path
@@ -548,6 +553,12 @@ def pick_model(
     max_flops: Annotated[str | None, typer.Option(help="Multiply-adds, for example 20M.")] = None,
     max_latency_ms: Annotated[str | None, typer.Option(help="At batch 1.")] = None,
     max_bits: Annotated[str | None, typer.Option(help="Of all weights, for example 1M.")] = None,
+    max_ram_kb: Annotated[
+        str | None, typer.Option(help="Activations of one image, a byte a value.")
+    ] = None,
+    max_flash_kb: Annotated[
+        str | None, typer.Option(help="Weights, biases and scales of the int8 file.")
+    ] = None,
     max_file_kb: Annotated[str | None, typer.Option(help="1 kB is 1000 bytes.")] = None,
     min_accuracy: Annotated[
         str | None, typer.Option(help="In [0, 1]: the cheapest model that has it.")
@@ -567,15 +578,24 @@ def pick_model(
     """Choose a retrained model by budgets, and say why, what it costs, and what is beside it."""
     params, flops = amount(max_params, "--max-params"), amount(max_flops, "--max-flops")
     latency_ms, bits = quantity(max_latency_ms, "--max-latency-ms"), amount(max_bits, "--max-bits")
-    file_kb = quantity(max_file_kb, "--max-file-kb")
-    file_bytes = None if file_kb is None else int(1000 * file_kb)
+    file_bytes = kilobytes(max_file_kb, "--max-file-kb")
     accuracy = quantity(min_accuracy, "--min-accuracy")
-    budgets = Budgets(params, flops, latency_ms, max_bits=bits)
+    ram_bytes = kilobytes(max_ram_kb, "--max-ram-kb")
+    flash_bytes = kilobytes(max_flash_kb, "--max-flash-kb")
+    budgets = Budgets(
+        max_params=params,
+        max_flops=flops,
+        max_latency_ms=latency_ms,
+        max_bits=bits,
+        max_activation_bytes=ram_bytes,
+        max_flash_bytes=flash_bytes,
+    )
     wishes = Wishes(budgets, file_bytes, accuracy, strict=most_accurate, knee=at_knee)
     pipeline = Pipeline.open(folder)
     members, records = pipeline.members, pipeline.retrained()
     if latency is not None:
         records = members.on_device(records, DeviceLatencies.load(latency), file)
+    records = members.priced(records, [COSTS[name] for name in budgets.exact().of_costs()])
     chosen = choose(records, wishes, members.file_bytes(records, file))
     weights = members.weights(chosen.record)
     if as_json:

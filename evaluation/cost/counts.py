@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from evaluation.cost.kind import Axis, CostKind, Network
 from evaluation.records import Cost
 
 
@@ -62,3 +63,23 @@ def measure_cost(model: nn.Module, *input_shapes: tuple[int, ...]) -> Cost:
 
 def _of_one_bit_weights(model: nn.Module) -> list[nn.Module]:
     return [layer for layer in model.modules() if getattr(layer, "one_bit_weight", False)]
+
+
+def params(network: Network) -> int:
+    """Return the trainable parameters of a network."""
+    return network.cost().params
+
+
+def flops(network: Network) -> int:
+    """Return the multiply-adds of a network for one image, forward."""
+    return network.cost().flops
+
+
+def bits(network: Network) -> int:
+    """Return the size of the weights of a network in bits."""
+    return network.cost().model_bits
+
+
+PARAMS = CostKind("params", "params", Axis("params", "params"), params)
+FLOPS = CostKind("flops", "FLOPs", Axis("FLOPs", "FLOPs of one image"), flops)
+BITS = CostKind("bits", "bits", Axis("bits", "bits of the weights"), bits)

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from evaluation.cost.kind import Axis, CostKind
 from evaluation.cost.paretoblocks_latency import FORMAT, LatencyError, time_file
 from evaluation.errors import InputError, not_installed
 from evaluation.files.atomic import read_json
@@ -35,6 +36,10 @@ BATCH = 1
 MIN_TOTAL_S = 0.02  # a module of 10 us is timed 2000 times, so that its median is no accident
 MS_PER_S = 1000.0
 NAMES_SHOWN = 3
+
+LATENCY = CostKind(  # a search measures it with its `LatencyTable`
+    "latency_ms", "ms", Axis("latency", "latency, ms", "~r"), exact=False, whole=False
+)
 
 
 def device_name(device: str) -> str:
