@@ -4,7 +4,9 @@ import json
 import math
 import pickle
 import random
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -210,6 +212,17 @@ def test_an_own_cost_is_minimised_and_bounded_without_a_fork(tmp_path):
     assert pickle.loads(pickle.dumps(one.problem)).kinds["energy_nj"] == ENERGY
     with pytest.raises(InputError, match=r"knows of its networks .*energy_nj.* cannot go on"):
         stage(tmp_path, evaluations=6).run()
+
+
+def test_the_documented_example_is_a_cost():
+    text = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()
+    code = re.search(r"Your own cost.*?```python\n(.*?)```", text, re.DOTALL)[1]
+    names = {}
+    exec(compile(code, "methods.md", "exec"), names)
+    (own,), stack = names["costs"], random_stacks(1, library())[0]
+    written = sum(step.size for step in stack.program().steps)
+    assert own.kind.of(stack) == pytest.approx(1e-3 * stack.cost().flops + 5e-3 * written)
+    assert (own.limit, own.minimised, own.kind.unit) == (2_000.0, True, "nJ")
 
 
 def problem_with(kind, **changes):
