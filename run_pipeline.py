@@ -15,13 +15,14 @@ from rich.console import Console
 
 from configs import FOLDER
 from configs.run import Run
+from evaluation.cost.costs import COSTS
 from evaluation.cost.device_latency import DeviceLatencies
 from evaluation.deploy.formats import Format
 from evaluation.files.atomic import write_json
 from evaluation.pareto.choice import Wishes, choose
 from evaluation.pareto.front import Budgets, spread
 from evaluation.records import ModelRecord
-from evaluation.terminal.amounts import amount, quantity
+from evaluation.terminal.amounts import amount, kilobytes, quantity
 from evaluation.terminal.ending import BAD_INPUT, DONE, NOTHING_FITS, guarded
 from evaluation.terminal.options import (
     AsJson,
@@ -95,7 +96,7 @@ class Pipeline(Run):
             return list(self.members.outcome.front)
         config, say = self.config.netsearch, self.console.print
         where = self.folder.path, self.workers
-        stage = NetworkStage(config, library, self.images, self.context, *where, say)
+        stage = NetworkStage(config, library, self.images, self.context, *where, say, self.costs)
         if epochs := stage.estimator.epochs_ahead:
             with self.step(SHARED_STAGE, "shared weights, epochs", epochs):
                 stage.prepare()
@@ -144,7 +145,7 @@ class Pipeline(Run):
         from evaluation.report.report import write_report
         from netsearch.members.summary import summarise
 
-        page = summarise(self.members, self.config.netsearch.costs, self.config.seed)
+        page = summarise(self.members, self.config.seed)
         path = write_report(page, self.folder.path)
         self.console.print(f"report: {path}")
         return path
@@ -234,6 +235,8 @@ def pick_model(
     max_flops: Annotated[str | None, typer.Option(help="Multiply-adds, for example 20M.")] = None,
     max_latency_ms: Annotated[str | None, typer.Option(help="At batch 1.")] = None,
     max_bits: Annotated[str | None, typer.Option(help="Of all weights, for example 1M.")] = None,
+    max_ram_kb: Annotated[str | None, typer.Option(help="Activations, 8 bits each.")] = None,
+    max_flash_kb: Annotated[str | None, typer.Option(help="Of 8-bit weights.")] = None,
     max_file_kb: Annotated[str | None, typer.Option(help="1 kB is 1000 bytes.")] = None,
     min_accuracy: Annotated[
         str | None, typer.Option(help="In [0, 1]: the cheapest model that has it.")
@@ -251,17 +254,22 @@ def pick_model(
     as_json: AsJson = False,
 ) -> int:
     """Choose a retrained model by budgets, and say why, what it costs, and what is beside it."""
-    params, flops = amount(max_params, "--max-params"), amount(max_flops, "--max-flops")
-    latency_ms, bits = quantity(max_latency_ms, "--max-latency-ms"), amount(max_bits, "--max-bits")
-    file_kb = quantity(max_file_kb, "--max-file-kb")
-    file_bytes = None if file_kb is None else int(1000 * file_kb)
+    budgets = Budgets(
+        max_params=amount(max_params, "--max-params"),
+        max_flops=amount(max_flops, "--max-flops"),
+        max_latency_ms=quantity(max_latency_ms, "--max-latency-ms"),
+        max_bits=amount(max_bits, "--max-bits"),
+        max_activation_bytes=kilobytes(max_ram_kb, "--max-ram-kb"),
+        max_flash_bytes=kilobytes(max_flash_kb, "--max-flash-kb"),
+    )
+    file_bytes = kilobytes(max_file_kb, "--max-file-kb")
     accuracy = quantity(min_accuracy, "--min-accuracy")
-    budgets = Budgets(params, flops, latency_ms, max_bits=bits)
     wishes = Wishes(budgets, file_bytes, accuracy, strict=most_accurate, knee=at_knee)
     members = Members.open(folder)
     records = members.retrained()
     if latency is not None:
         records = members.on_device(records, DeviceLatencies.load(latency), file)
+    records = members.priced(records, [COSTS[name] for name in budgets.exact().of_costs()])
     chosen = choose(records, wishes, members.file_bytes(records, file))
     weights = members.weights(chosen.record)
     if as_json:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from netsearch.forecast.forecast import Plan
     from netsearch.members.exporting import Delivered
     from netsearch.search import Images
+    from netsearch.space.problem import OwnCost
 
 MOVED = "; --data says where the images of the run are, if they have moved"
 PLAIN: dict[str, Any] = {"soft_wrap": True, "markup": False, "highlight": False, "emoji": False}
@@ -45,6 +46,7 @@ class Run:
         workers: Where searches and trainings run, and how many at the same time.
         console: Where messages go.
         tensorboard: Whether scalars go into event files as well, see `evaluation.files.track`.
+        costs: Your own costs, beside those of the config.
         recompute: Names of the block searches that recompute their cells, for want of memory.
         fingerprint: Of the images that the run is of; None: of a run that begins, or goes on.
     """
@@ -57,6 +59,7 @@ class Run:
     console: Console = field(default_factory=lambda: Console(**PLAIN, stderr=True))
     tensorboard: bool = False
     fingerprint: str | None = None
+    costs: "tuple[OwnCost, ...]" = ()
     recompute: frozenset[str] = field(default=frozenset(), init=False)
     _forward: Callable[[], None] = field(default=lambda: None, init=False)
 

@@ -3,61 +3,118 @@
 import math
 import re
 import statistics
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
-CostName = Literal["params", "flops", "bits", "latency_ms"]
 LARGEST_COUNT = 2**63
-COST_NAMES: tuple[str, ...] = get_args(CostName)  # what `Cost.count` knows
+LATENCY = "latency_ms"
+ONE_BIT = ("bit_ops", "bit_params")  # counts that only networks with 1-bit layers carry
+COUNTS = ("params", "flops", *ONE_BIT)  # integers, which add up
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,199}")  # an id, fit for the name of a file
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False, repr=False)
 class Cost:
-    """What a network costs: exact counts, and measured milliseconds where somebody measured.
+    """What a network costs, by name: exact counts, and whatever else was counted or measured.
+
+    `evaluation.cost.costs.COSTS` says what the names mean. Params and FLOPs are always there.
 
     Attributes:
-        params: Trainable parameters.
-        flops: Multiply-adds of convolutions and linear layers for one image, forward.
-        latency_ms: Median milliseconds, or a sum of those of its parts; None when not measured.
-        bit_ops: Multiply-adds of 1-bit numbers for one image, forward; not among `flops`.
-        bit_params: Those of `params` that are 1-bit weights.
+        values: Name to value, in a fixed order.
     """
 
-    params: int
-    flops: int
-    latency_ms: float | None = None
-    bit_ops: int = 0
-    bit_params: int = 0
+    values: tuple[tuple[str, float], ...]
+
+    def __init__(
+        self,
+        params: int,
+        flops: int,
+        latency_ms: float | None = None,
+        bit_ops: int = 0,
+        bit_params: int = 0,
+        **others: float | None,
+    ):
+        """Take the values.
+
+        Args:
+            params: Trainable parameters.
+            flops: Multiply-adds of convolutions and linear layers for one image, forward.
+            latency_ms: Median milliseconds, or a sum of those of its parts; None: not measured.
+            bit_ops: Multiply-adds of 1-bit numbers for one image, forward; not among `flops`.
+            bit_params: Those of `params` that are 1-bit weights.
+            others: Further costs; None is not known.
+        """
+        given: dict[str, float | None] = {"params": params, "flops": flops, LATENCY: latency_ms}
+        given |= {"bit_ops": bit_ops, "bit_params": bit_params, **dict(sorted(others.items()))}
+        kept = ((n, v) for n, v in given.items() if v is not None and (v or n not in ONE_BIT))
+        object.__setattr__(self, "values", tuple(kept))
+
+    def __repr__(self) -> str:
+        return f"Cost({', '.join(f'{name}={value}' for name, value in self.values)})"
+
+    @property
+    def params(self) -> int:
+        """Trainable parameters."""
+        return self._counted("params")
+
+    @property
+    def flops(self) -> int:
+        """Multiply-adds for one image, forward."""
+        return self._counted("flops")
+
+    @property
+    def bit_ops(self) -> int:
+        """Multiply-adds of 1-bit numbers for one image, forward."""
+        return self._counted("bit_ops")
+
+    @property
+    def bit_params(self) -> int:
+        """Params that are 1-bit weights."""
+        return self._counted("bit_params")
+
+    @property
+    def latency_ms(self) -> float | None:
+        """Milliseconds; None where they were not measured."""
+        return dict(self.values).get(LATENCY)
 
     @property
     def model_bits(self) -> int:
         """Size of the weights in bits: 1 for a 1-bit weight, 32 for every other parameter."""
         return 32 * self.params - 31 * self.bit_params
 
-    def count(self, name: str) -> float:
-        """Return the cost of that name, one of `COST_NAMES`; all but `latency_ms` are integers.
+    def known(self) -> dict[str, float]:
+        """Return every value that is known, by the name of its cost; `bits` is `model_bits`."""
+        values = {name: value for name, value in self.values if name not in ONE_BIT}
+        return {**values, "bits": self.model_bits}
 
-        `bits` is the size of the weights, `model_bits`.
+    def others(self) -> dict[str, float]:
+        """Return the values that not every record speaks of."""
+        common = (*COUNTS, LATENCY)
+        return {name: value for name, value in self.values if name not in common}
+
+    def count(self, name: str) -> float:
+        """Return the cost of that name, one of `known`.
 
         Raises:
-            ValueError: If there is no such cost, or the latency was not measured.
+            ValueError: If it is not known of this network; lists those that are.
         """
-        values = (self.params, self.flops, self.model_bits, self.latency_ms)
-        costs = dict(zip(COST_NAMES, values, strict=True))
-        if name not in costs:
-            raise ValueError(f"cost must be one of {', '.join(costs)}, got {name!r}")
-        value = costs[name]
-        if value is None:
-            raise ValueError(f"latency was not measured: {self}")
-        return value
+        known = self.known()
+        if name not in known:
+            raise ValueError(f"expected a cost that is known, {', '.join(known)}, got {name!r}")
+        return known[name]
 
     def with_latency(self, latency_ms: float) -> "Cost":
         """Return a copy that carries this latency."""
-        return replace(self, latency_ms=latency_ms)
+        return self.with_values({LATENCY: latency_ms})
+
+    def with_values(self, values: Mapping[str, float]) -> "Cost":
+        """Return a copy that carries these values as well, or in place of its own."""
+        fields: dict[str, Any] = {**dict(self.values), **values}
+        return Cost(**fields)
 
     def __add__(self, other: "Cost") -> "Cost":
-        """Add counts; latencies do not add up exactly and are dropped."""
+        """Add counts; latencies and peaks do not add up and are dropped."""
         return Cost(
             self.params + other.params,
             self.flops + other.flops,
@@ -67,8 +124,11 @@ class Cost:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data; a network without 1-bit layers has no fields about them."""
-        one_bit = ("bit_ops", "bit_params")
-        return {name: n for name, n in asdict(self).items() if n or name not in one_bit}
+        counts = {"params": self.params, "flops": self.flops, LATENCY: self.latency_ms}
+        return counts | dict(self.values)
+
+    def _counted(self, name: str) -> int:
+        return int(dict(self.values).get(name, 0))
 
 
 @dataclass(frozen=True)
@@ -115,22 +175,26 @@ class ModelRecord:
         """Return what `front --json` and `pick --json` say of a model."""
         cost = self.cost
         bits = {"bit_ops": cost.bit_ops, "model_bits": cost.model_bits} if cost.bit_params else {}
-        return {
-            "id": self.id,
-            "params": cost.params,
-            "flops": cost.flops,
-            "latency_ms": cost.latency_ms,
-            "valid_accuracy": self.valid_accuracy,
-            "test_accuracy": self.test_accuracy_mean,
-            "test_accuracy_std": self.test_accuracy_std,
-            "seeds": list(self.seeds),
-            "genome": list(self.genome),
-            "blocks": list(self.blocks),
-        } | bits
+        return (
+            {
+                "id": self.id,
+                "params": cost.params,
+                "flops": cost.flops,
+                LATENCY: cost.latency_ms,
+                "valid_accuracy": self.valid_accuracy,
+                "test_accuracy": self.test_accuracy_mean,
+                "test_accuracy_std": self.test_accuracy_std,
+                "seeds": list(self.seeds),
+                "genome": list(self.genome),
+                "blocks": list(self.blocks),
+            }
+            | bits
+            | cost.others()
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data."""
-        return {**asdict(self), "cost": self.cost.to_json()}
+        return {**vars(self), "cost": self.cost.to_json()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
@@ -148,8 +212,8 @@ class ModelRecord:
             record = cls(**fields)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a model record: {error}") from error
-        cost = record.cost
-        sizes = (cost.params, cost.flops, cost.bit_ops, cost.bit_params)
+        values = dict(record.cost.values)
+        sizes = [values.pop(name, 0 if name in ONE_BIT else None) for name in COUNTS]
         counts = (*sizes, *record.genome, record.seed, *record.seeds)
         good = all(type(count) is int and 0 <= count < LARGEST_COUNT for count in counts)
         if not good or not isinstance(record.failure, str | None):
@@ -159,10 +223,10 @@ class ModelRecord:
                 checked_name(name)
         except ValueError as error:
             raise ValueError(f"not a model record: {error}") from error
-        latency = cost.latency_ms
-        measured = isinstance(latency, float | int) and 0 < latency < math.inf
-        if latency is not None and not measured:
-            raise ValueError(f"not a model record: latency_ms {latency!r}")
+        for name, value in values.items():
+            number = isinstance(value, float | int) and 0 <= value < math.inf
+            if not number or (value == 0 and name == LATENCY):
+                raise ValueError(f"not a model record: {name} {value!r}")
         valid = () if record.valid_accuracy is None else (record.valid_accuracy,)
         accuracies = (*valid, *record.test_accuracy)
         if not all(isinstance(a, float | int) and 0 <= a <= 1 for a in accuracies):

@@ -1,13 +1,16 @@
 """The table `netsearch` of a config."""
 
-from typing import Annotated, Literal
+import difflib
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
 from blocksearch.config import MOST_CELLS, MOST_CHANNELS
+from evaluation.cost.costs import COSTS
+from evaluation.cost.device_latency import LATENCY
+from evaluation.cost.kind import CostKind
 from evaluation.files.bounded import MOST_COUNT, MOST_NUMBER
 from evaluation.pareto.front import Budgets
-from evaluation.records import CostName
 from evaluation.training.loop import TrainConfig
 from netsearch.estimators import ESTIMATORS
 from netsearch.estimators.proxy import proxy_epochs
@@ -16,17 +19,29 @@ from netsearch.searches.halving import fidelities
 from netsearch.searches.protocol import SearchConfig
 
 
-class NetSearchConfig(SearchConfig):
+def _budget(kind: CostKind) -> Any:
+    """Return type and bounds of the key `max_<name>`."""
+    if kind.whole:
+        return int | None, Field(default=None, ge=1, le=MOST_COUNT)
+    return float | None, Field(default=None, gt=0, le=MOST_NUMBER)
+
+
+if TYPE_CHECKING:
+    WithBudgets = SearchConfig
+else:  # a key for every cost, so that a new one needs no line here
+    keys = {f"max_{kind.name}": _budget(kind) for kind in COSTS.values()}
+    WithBudgets = create_model("WithBudgets", __base__=SearchConfig, **keys)
+
+
+class NetSearchConfig(WithBudgets):
     """The table `netsearch`: the space, the budgets, the search, and how networks are judged."""
 
     depths: tuple[Annotated[int, Field(le=MOST_CELLS)], ...] = Field(min_length=1)
     widths: tuple[Annotated[int, Field(le=MOST_CHANNELS)], ...] = Field(min_length=1)
     max_params: int | None = Field(ge=1, le=MOST_COUNT)
     max_flops: int | None = Field(ge=1, le=MOST_COUNT)
-    max_bits: int | None = Field(default=None, ge=1, le=MOST_COUNT)
-    max_latency_ms: float | None = Field(default=None, gt=0, le=MOST_NUMBER)
     latency: str | None = None
-    costs: tuple[CostName, ...] = Field(min_length=1)
+    costs: tuple[str, ...] = Field(min_length=1)
     estimate: Literal["proxy", "shared_weights"] = "proxy"
     shared_weights: SharedWeightsConfig = SharedWeightsConfig()
     random_search: bool
@@ -52,7 +67,12 @@ class NetSearchConfig(SearchConfig):
 
     @field_validator("costs")
     @classmethod
-    def _distinct(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+    def _known(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for unknown in (value for value in values if value not in COSTS):
+            near = difflib.get_close_matches(unknown.lower(), COSTS, n=1)
+            meant = f" (did you mean {near[0]}?)" if near else ""
+            *first, last = COSTS
+            raise ValueError(f"expected {', '.join(first)} or {last}{meant}, got {unknown!r}")
         if len(set(values)) != len(values):
             raise ValueError(f"expected distinct costs, got {list(values)}")
         return values
@@ -61,8 +81,8 @@ class NetSearchConfig(SearchConfig):
     def _fitting(self) -> "NetSearchConfig":
         if self.latency is not None and not self.needs_latency:
             raise ValueError(
-                f"latency: {self.latency} is given, but latency_ms is neither among the costs nor "
-                "has it a budget, max_latency_ms"
+                f"latency: {self.latency} is given, but {LATENCY.name} is neither among the costs "
+                f"nor has it a budget, max_{LATENCY.name}"
             )
         ESTIMATORS[self.estimate].check(self)
         if self.search == "halving":
@@ -88,9 +108,11 @@ class NetSearchConfig(SearchConfig):
     @property
     def budgets(self) -> Budgets:
         """The hard budgets."""
-        return Budgets(self.max_params, self.max_flops, self.max_latency_ms, max_bits=self.max_bits)
+        given = dict(self)
+        return Budgets(**{key: given[key] for key in (f"max_{name}" for name in COSTS)})
 
     @property
     def needs_latency(self) -> bool:
-        """Whether latency is a cost or has a budget."""
-        return "latency_ms" in self.costs or self.max_latency_ms is not None
+        """Whether a cost that must be measured is minimised or has a budget."""
+        names = (*self.costs, *self.budgets.of_costs())
+        return not all(COSTS[name].exact for name in names)

@@ -1,17 +1,18 @@
 """Stage two as the pipeline runs it: a search, random search beside it, Pareto set, hypervolume."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from blocksearch.library import BlockLibrary
 from blocksearch.space import NORMAL, REDUCTION, SearchSpace
+from evaluation.cost.costs import COSTS
 from evaluation.cost.device_latency import DeviceLatencies
+from evaluation.cost.sizes import FLOPS, PARAMS
 from evaluation.errors import InputError
 from evaluation.files.archive import Archive
-from evaluation.pareto.front import Box, pareto_set, spread
-from evaluation.records import COST_NAMES
+from evaluation.pareto.front import Box, Budgets, pareto_set, spread
 from evaluation.training.context import RunContext
 from evaluation.workers.workers import Workers
 from netsearch.config import NetSearchConfig
@@ -25,9 +26,9 @@ from netsearch.searches.protocol import Batch, run_search
 from netsearch.space.genome import Floats, GenomeSpace, stages_for
 from netsearch.space.latency_table import LatencyTable
 from netsearch.space.network import least_cells
-from netsearch.space.problem import NetworkProblem
+from netsearch.space.problem import NetworkProblem, OwnCost
 
-EARLY_COUNTS = ("params", "flops")  # of which the least is known before the blocks are
+EARLY_COUNTS = (PARAMS.name, FLOPS.name)  # of which the least is known before the blocks are
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class NetworkStage:
         folder: Where archives, latencies and shared weights are.
         workers: Where networks train, and how many at the same time.
         say: Called with a line that a person should read.
+        costs: A user's own costs, beside those of the config.
     """
 
     config: NetSearchConfig
@@ -59,6 +61,7 @@ class NetworkStage:
     folder: Path
     workers: Workers
     say: Callable[[str], None] = lambda line: None
+    costs: tuple[OwnCost, ...] = ()
     _archives: dict[str, Archive] = field(default_factory=dict)
 
     def run(self) -> Outcome:
@@ -68,8 +71,9 @@ class NetworkStage:
             InputError: If no network keeps the budgets, or none could be evaluated.
         """
         config, problem = self.config, self.problem
-        for name in COST_NAMES:
-            check_budget(config, problem, name)
+        for name in problem.budgets.of_costs():
+            check_budget(problem.budgets, problem, name)
+        self._check_costs(self.archive("archive"))
         box = hypervolume_box(problem)
         self.prepare()
         archive = self.archive("archive")
@@ -81,7 +85,7 @@ class NetworkStage:
             known = replace(evaluator, known=(archive,))
             self._search(config.model_copy(update={"search": "random"}), known, other)
             hypervolume[LABELS["random"]] = box.hypervolume(list(other))
-        front = pareto_set(list(archive), config.costs)
+        front = pareto_set(list(archive), problem.cost_names)
         if not front:
             reasons = {str(record.failure) for record in archive} or {"none fits the budgets"}
             raise InputError("not one network could be evaluated: " + "; ".join(sorted(reasons)))
@@ -109,7 +113,23 @@ class NetworkStage:
     @cached_property
     def problem(self) -> NetworkProblem:
         """The networks of this library within the budgets."""
-        return network_problem(self.config, self.library, self.images, self._latency())
+        latency = self._latency()
+        return network_problem(self.config, self.library, self.images, latency, self.costs)
+
+    def _check_costs(self, archive: Archive) -> None:
+        """Refuse to go on with other costs, which the config does not tell of a user's own.
+
+        Raises:
+            InputError: If the archive holds others than this run asks for.
+        """
+        ours = {kind.name for kind in self.problem.asked}
+        for record in archive:
+            known = record.cost.known().keys()
+            if not ours <= known or not record.cost.others().keys() <= ours:
+                raise InputError(
+                    f"{self.folder}: a run that knows of its networks {', '.join(known)} cannot go "
+                    f"on with the costs {', '.join(sorted(ours))}"
+                )
 
     def _search(self, config: NetSearchConfig, evaluator: Evaluator, archive: Archive) -> None:
         def evaluate(batch: Batch) -> Floats:
@@ -187,12 +207,17 @@ def network_problem(
     library: BlockLibrary,
     images: Images,
     latency: LatencyTable | None = None,
+    own: Sequence[OwnCost] = (),
 ) -> NetworkProblem:
     """Return the networks that this library makes on these images, their costs and budgets."""
     space = genome_space(config, library, images)
     shape, classes = images.shape, images.classes
     cells = library.cells
-    return NetworkProblem(space, cells, shape, classes, config.budgets, config.costs, latency)
+    names = (*config.costs, *(one.kind.name for one in own if one.minimised))
+    limits = {f"max_{one.kind.name}": one.limit for one in own}
+    budgets = Budgets(**{f"max_{name}": top for name, top in config.budgets.limits}, **limits)
+    kinds = tuple(one.kind for one in own)
+    return NetworkProblem(space, cells, shape, classes, budgets, names, latency, kinds)
 
 
 def hypervolume_box(problem: NetworkProblem) -> Box:
@@ -217,21 +242,22 @@ def check_budgets_early(config: NetSearchConfig, space: SearchSpace, images: Ima
     shape, classes = images.shape, images.classes
     for name in EARLY_COUNTS:
         cells = least_cells(space, name)
-        check_budget(config, NetworkProblem(genomes, cells, shape, classes, config.budgets), name)
+        problem = NetworkProblem(genomes, cells, shape, classes, Budgets())
+        check_budget(config.budgets, problem, name)
 
 
-def check_budget(config: NetSearchConfig, problem: NetworkProblem, name: str) -> None:
+def check_budget(budgets: Budgets, problem: NetworkProblem, name: str) -> None:
     """Refuse a hard budget on the cost `name` that no network of the space keeps.
 
     Raises:
         InputError: If it is such a budget; it says how small a network can be.
     """
-    limit = config.budgets.of_costs()[name]
+    limit = budgets.of_costs().get(name)
     if limit is None:
         return
     least = problem.extremes(name)[0]
     if least > limit:
         raise InputError(
-            f"netsearch.max_{name}={limit}: no network fits; the smallest of the space "
-            f"has {least} {name}"
+            f"{'netsearch.' if name in COSTS else ''}max_{name}={limit}: no network fits; "
+            f"the smallest of the space has {least} {name}"
         )

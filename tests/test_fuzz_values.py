@@ -196,7 +196,9 @@ def test_a_choice_keeps_every_budget_or_says_which_it_misses(models, data):
     drawn = [data.draw(st.one_of(st.none(), numbers)) for _ in range(5)]
     rules = data.draw(st.sampled_from(({}, {"strict": True}, {"knee": True})))
     try:
-        wishes = Wishes(Budgets(*drawn[:4]), None, drawn[4], **rules)
+        names = ("max_params", "max_flops", "max_latency_ms", "max_bits")
+        budgets = Budgets(**dict(zip(names, drawn[:4], strict=True)))
+        wishes = Wishes(budgets, None, drawn[4], **rules)
         chosen = choose(models, wishes)
     except InputError:
         return

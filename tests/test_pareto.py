@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from evaluation.cost.costs import COSTS
 from evaluation.pareto.front import Box, Budgets, non_dominated, objectives, pareto_set, spread
 from evaluation.records import Cost, ModelRecord
 
@@ -105,7 +106,7 @@ def test_bits_and_milliseconds_are_objectives_too():
     assert ids(pareto_set([one, fast, slow], costs)) == ["b", "a"]
     assert ids(pareto_set([one, fast, slow], ("params",))) == ["a"]
     unmeasured = replace(one, cost=Cost(10, 7))
-    with pytest.raises(ValueError, match="latency was not measured"):
+    with pytest.raises(ValueError, match="is known, .* got 'latency_ms'"):
         objectives(unmeasured, costs)
 
 
@@ -190,14 +191,19 @@ def test_a_budget_on_bits_is_kept_by_1_bit_weights():
 
 
 def test_the_limits_of_costs_go_by_name():
-    budgets = Budgets(1, 2, 3.5, 4)  # in the order of the fields
-    assert budgets.of_costs() == {"params": 1, "flops": 2, "bits": 4, "latency_ms": 3.5}
-    assert set(Budgets().of_costs().values()) == {None}
+    budgets = Budgets(max_zeal=9, max_latency_ms=3.5, max_bits=4, max_flops=2, max_params=1)
+    order = ("params", 1), ("flops", 2), ("bits", 4), ("latency_ms", 3.5), ("zeal", 9)
+    assert tuple(budgets.of_costs().items()) == order  # that of COSTS; the first one is the axis
+    assert Budgets(max_params=None) == Budgets() and Budgets().of_costs() == {}
+    assert budgets.exact() == Budgets(max_params=1, max_flops=2, max_bits=4)
+    with pytest.raises(TypeError, match="budgets such as max_params, got params"):
+        Budgets(params=1)
 
 
 def test_every_cost_has_its_budget():
-    cost = Cost(100, 100, 100.0, bit_params=100)  # 100 bits
-    for name in Budgets().of_costs():
+    cost = Cost(100, 100, 100.0, bit_params=100, activation_bytes=100, flash_bytes=100)  # 100 bits
+    assert cost.known().keys() == COSTS.keys()
+    for name in COSTS:
         assert Budgets(**{f"max_{name}": 100}).cost_excess(cost) == 0
         assert Budgets(**{f"max_{name}": 80}).cost_excess(cost) == pytest.approx(0.25)
     assert Budgets(max_latency_ms=1e9).cost_excess(Cost(1, 1)) == math.inf

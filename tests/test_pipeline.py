@@ -19,14 +19,17 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import tiny_run
+from blocksearch.library import BlockLibrary
 from configs import FOLDER
 from configs.experiment import Config
+from evaluation.cost.costs import COSTS
 from evaluation.errors import InputError
 from evaluation.files.archive import Archive
 from evaluation.files.run_folder import RunFolder
 from evaluation.pareto.front import non_dominated
 from evaluation.records import Cost, ModelRecord
 from evaluation.workers.workers import Workers
+from netsearch.search import network_problem
 from run_pipeline import Pipeline, app
 
 ROOT = Path(__file__).parent.parent
@@ -257,6 +260,20 @@ def test_pick_returns_the_best_retrained_model_within_the_budget(finished, large
     assert chosen["params"] <= limit and Path(chosen["weights"]).exists()
 
 
+def test_pick_counts_ram_and_flash_of_a_run_that_did_not_ask_for_them(finished):
+    run = Pipeline.open(finished)
+    retrained, library = run.retrained(), BlockLibrary.load(finished / "blocks.json")
+    problem = network_problem(run.config.netsearch, library, run.images)
+    ram = {r.id: COSTS["activation_bytes"].of(problem.stack(r.genome)) for r in retrained}
+    least = min(ram.values())
+    result = invoke("pick", str(finished), "--max-ram-kb", str(least / 1000), "--json")
+    chosen = json.loads(result.stdout)
+    assert result.exit_code == 0 and chosen["activation_bytes"] == ram[chosen["id"]] == least
+    assert chosen["by_cost"] == "activation_bytes" and "flash_bytes" not in chosen
+    refused = invoke("pick", str(finished), "--max-ram-kb", "2M", "--max-flash-kb", "0.01")
+    assert refused.exit_code == 1 and "over the budget of 10 bytes of flash" in refused.stdout
+
+
 def test_pick_names_the_nearest_model_when_nothing_fits(finished):
     cheapest = min(
         Pipeline.open(finished).members.retrained(), key=lambda record: record.cost.params
@@ -399,7 +416,9 @@ def test_a_budget_that_is_no_amount_is_refused(finished, amount):
     assert result.exit_code == 2 and "300k" in result.stderr
 
 
-@pytest.mark.parametrize("option", ["params", "flops", "bits", "latency-ms", "file-kb"])
+@pytest.mark.parametrize(
+    "option", ["params", "flops", "bits", "latency-ms", "ram-kb", "flash-kb", "file-kb"]
+)
 def test_every_budget_of_pick_takes_a_number_as_people_write_it(finished, option):
     (plain, *others) = [
         invoke("pick", str(finished), f"--max-{option}={number}", "--json")

@@ -9,7 +9,7 @@ from evaluation.errors import InputError
 from evaluation.files.archive import Archive
 from evaluation.files.atomic import read_json, write_atomic, write_json
 from evaluation.files.events import MetricsLog, read_metrics
-from evaluation.records import COST_NAMES, Cost, ModelRecord
+from evaluation.records import Cost, ModelRecord
 
 
 def record(id="a", accuracy=0.75, **changes):
@@ -31,6 +31,7 @@ def record(id="a", accuracy=0.75, **changes):
         record(),
         record(cost=Cost(7, 9, 1.25)),
         record(cost=Cost(7, 9, None, 30, 5)),
+        record(cost=Cost(7, 9, flash_bytes=12, energy_nj=0.25, zero=0)),
         record(accuracy=None, failure="RuntimeError: out of memory"),
         record().retrained((0.5, 0.25), (0, 1)),
         record(genome=(), accuracy=None),
@@ -54,6 +55,10 @@ def test_a_record_survives_json(original):
         {"cost": {"params": 1, "flops": 1, "latency_ms": "short"}},
         {"cost": {"params": 1, "flops": 1, "latency_ms": float("nan")}},
         {"cost": {"params": 1, "flops": 1, "latency_ms": 0.0}},
+        {"cost": {"params": 1, "flops": 1, "flash_bytes": -1}},
+        {"cost": {"params": 1, "flops": 1, "energy_nj": float("nan")}},
+        {"cost": {"params": 1, "flops": 1, "energy_nj": "much"}},
+        {"cost": {"params": None, "flops": 1}},
         {"genome": 4},
         {"colour": "red"},
         {"valid_accuracy": None},
@@ -74,6 +79,7 @@ def test_json_without_an_id_is_no_record():
 def test_costs_add_up_and_a_sum_has_no_latency():
     assert Cost(1, 20, 5.0) + Cost(3, 400, 7.0) == Cost(4, 420, None)
     assert Cost(1, 2, 3.0, 4, 1) + Cost(50, 60) == Cost(51, 62, None, 4, 1)
+    assert Cost(1, 2, peak=3) + Cost(1, 2, peak=3) == Cost(2, 4)
 
 
 def test_a_1_bit_weight_takes_one_bit_and_any_other_parameter_32():
@@ -82,13 +88,15 @@ def test_a_1_bit_weight_takes_one_bit_and_any_other_parameter_32():
 
 
 def test_every_named_cost_is_counted():
-    cost = Cost(10, 70, 1.5, bit_ops=9, bit_params=4)
-    assert [cost.count(name) for name in COST_NAMES] == [10, 70, 6 * 32 + 4, 1.5]
-    assert COST_NAMES == ("params", "flops", "bits", "latency_ms")
+    cost = Cost(10, 70, 1.5, bit_ops=9, bit_params=4, flash_bytes=30)
+    values = {"params": 10, "flops": 70, "latency_ms": 1.5, "flash_bytes": 30, "bits": 196}
+    assert cost.known() == values
+    assert {name: cost.count(name) for name in values} == values
+    assert cost.others() == {"flash_bytes": 30}
 
 
 def test_a_latency_that_was_not_measured_is_no_count():
-    with pytest.raises(ValueError, match="latency was not measured"):
+    with pytest.raises(ValueError, match=r"that is known, params, flops, bits, got 'latency_ms'"):
         Cost(1, 2).count("latency_ms")
     assert Cost(1, 2, bit_params=1).with_latency(0.5) == Cost(1, 2, 0.5, bit_params=1)
 

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from blocksearch.ops import ResidualReduction
 from blocksearch.space import Cell
 from blocksearch.supernet.cells import DiscreteCell
 from evaluation.cost.counts import measure_cost
+from evaluation.cost.program import Chain, Program
+from evaluation.cost.recorder import record
 from evaluation.records import Cost
 
 STEM_MULTIPLIER = 3  # as in DARTS: the stem has 3 C channels; C where cells are not concatenated
@@ -126,6 +129,16 @@ class Stack:
         norm = 2 * last if self.is_summed else 0
         return total + Cost(params=(last + 1) * self.classes + norm, flops=last * self.classes)
 
+    def program(self) -> Program:
+        """Return the ops of the network in their order, from the cached programs of its parts."""
+        chain, first = Chain(math.prod(self.image_shape)), self.cells[0]
+        s0 = s1 = chain.append(_stem_program(first, self.image_shape), (0,))
+        for one, place in zip(self.cells, self.places(), strict=True):
+            s0, s1 = s1, chain.append(_cell_program(one.cell, place), (s0, s1))
+        shape = place.out_channels, *place.out_side
+        end = _end_program(self.cells[-1], shape, self.classes)
+        return chain.finish(chain.append(end, (s1,)))
+
 
 class CellNetwork(nn.Module):
     """Stem, cells, global average pooling, linear classifier."""
@@ -173,3 +186,26 @@ def _cell_cost(cell: Cell | None, place: Place) -> Cost:
         module = _build_cell(cell, place)
     shapes = [(c, *side) for c, side in zip(place.in_channels, place.sides, strict=True)]
     return measure_cost(module, *shapes)
+
+
+@functools.lru_cache(maxsize=100_000)
+def _cell_program(cell: Cell | None, place: Place) -> Program:
+    with torch.device("meta"):
+        module = _build_cell(cell, place).eval()
+    shapes = [(c, *side) for c, side in zip(place.in_channels, place.sides, strict=True)]
+    return record(module, *shapes)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _stem_program(first: PlacedCell, image_shape: tuple[int, int, int]) -> Program:
+    with torch.device("meta"):
+        network = Stack((first,), image_shape, 2)().eval()
+    return record(network.stem, image_shape)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _end_program(last: PlacedCell, shape: tuple[int, int, int], classes: int) -> Program:
+    with torch.device("meta"):
+        network = Stack((last,), shape, classes)().eval()
+    network.stem, network.cells = nn.Sequential(), nn.ModuleList()
+    return record(network, shape)

@@ -6,11 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from evaluation.cost.kind import Axis, CostKind
 from evaluation.cost.paretoblocks_latency import FORMAT
 from evaluation.errors import InputError
 from evaluation.files.atomic import read_json
 
 NAMES_SHOWN = 3
+
+LATENCY = CostKind(  # a search measures it with its `LatencyTable`
+    "latency_ms", "ms", Axis("latency", "latency, ms", "~r"), exact=False, whole=False
+)
 
 
 @dataclass(frozen=True)

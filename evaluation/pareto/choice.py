@@ -7,22 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.cost.costs import COSTS, FILE, kind_of
 from evaluation.errors import InputError
 from evaluation.pareto.front import Budgets, non_dominated
 from evaluation.records import ModelRecord
 from evaluation.words import fraction
 
-FILE_BYTES = "file_bytes"  # a cost of this module alone: the exact size belongs to a file
+FILE_BYTES = FILE.name  # a cost of files alone
 ACCURACY = "test_accuracy"
 POINT = 0.01  # of accuracy
 DIGITS = 9  # of a mean accuracy; what is beyond them is rounding error of the mean
-UNITS = {
-    "params": "params",
-    "flops": "FLOPs",
-    "bits": "bits",
-    "latency_ms": "ms",
-    FILE_BYTES: "bytes",
-}
 
 
 @dataclass(frozen=True)
@@ -30,7 +24,7 @@ class Wishes:
     """What a user allows and asks for; None is no limit.
 
     Attributes:
-        budgets: The largest allowed params, FLOPs, bits and milliseconds.
+        budgets: The largest allowed costs.
         max_file_bytes: The largest allowed size of the file of weights.
         min_accuracy: The least mean test accuracy, in [0, 1].
         strict: Take the most accurate model, whatever a nearly equal one would save.
@@ -52,7 +46,7 @@ class Wishes:
         """
         for name, top in self.limits().items():
             if not 0 < top < math.inf:
-                raise InputError(f"expected a positive budget on {UNITS[name]}, got {top}")
+                raise InputError(f"expected a positive budget on {kind_of(name).unit}, got {top}")
         if self.min_accuracy is not None and not 0 <= self.min_accuracy <= 1:
             raise InputError(f"min_accuracy is a fraction in [0, 1], got {self.min_accuracy}")
         if self.strict and self.knee:
@@ -60,8 +54,8 @@ class Wishes:
 
     def limits(self) -> dict[str, float]:
         """Return the budgets that were given, by the name of their cost."""
-        tops = self.budgets.of_costs() | {FILE_BYTES: self.max_file_bytes}
-        return {name: top for name, top in tops.items() if top is not None}
+        file = {} if self.max_file_bytes is None else {FILE_BYTES: self.max_file_bytes}
+        return self.budgets.of_costs() | file
 
     def __str__(self) -> str:
         """Say it after the word for models."""
@@ -224,9 +218,10 @@ class Choice:
 
 
 def amount_of(value: float, cost: str, sign: str = "") -> str:
-    """Return a cost for people: counts whole, milliseconds with four digits; `+` shows signs."""
-    small = cost == "latency_ms" and abs(value) < 1000
-    return f"{value:{sign}{'.4g' if small else ',.0f'}} {UNITS[cost]}"
+    """Return a cost for people: counts whole, others with four digits; `+` shows signs."""
+    kind = kind_of(cost)
+    digits = ",.0f" if kind.whole or abs(value) >= 1000 else ".4g"
+    return f"{value:{sign}{digits}} {kind.unit}"
 
 
 @dataclass(frozen=True)
@@ -250,7 +245,7 @@ class _Candidate:
     @property
     def cheapness(self) -> tuple[Any, ...]:
         """Order by cost; nothing that another candidate dominates comes before that one."""
-        others = (self.costs.get(name, math.inf) for name in UNITS)
+        others = (self.costs.get(name, math.inf) for name in (*COSTS, FILE_BYTES))
         return (self.axis, -self.accuracy, *others, self.record.id)
 
 
@@ -260,7 +255,7 @@ def choose(
     """Choose one of the retrained records; their order does not matter.
 
     Accuracy is the mean test accuracy over the seeds. Cheaper is what costs less by `Wishes.axis`:
-    the first given budget of params, FLOPs, bits, milliseconds and file size, else params.
+    the first given budget in the order of `COSTS`, then of own costs and file size, else params.
 
     - The most accurate model within the budgets, of mean m and standard deviation s over its seeds.
       Every model within the budgets whose mean is at least m - s is a tie, and the cheapest of them
@@ -317,9 +312,11 @@ def choose(
 
 
 def _candidate(record: ModelRecord, wishes: Wishes, file_bytes: Mapping[str, int]) -> _Candidate:
-    cost, accuracy = record.cost, round(record.test_accuracy_mean or 0.0, DIGITS)
-    known = (cost.params, cost.flops, cost.model_bits, cost.latency_ms, file_bytes.get(record.id))
-    costs = {name: v for name, v in zip(UNITS, known, strict=True) if v is not None}
+    accuracy, known = round(record.test_accuracy_mean or 0.0, DIGITS), record.cost.known()
+    if record.id in file_bytes:
+        known[FILE_BYTES] = file_bytes[record.id]
+    order = (*COSTS, *sorted(known.keys() - COSTS.keys() - {FILE_BYTES}), FILE_BYTES)
+    costs = {name: known[name] for name in order if name in known}
     misses = []
     for name, top in wishes.limits().items():
         value = costs.get(name, math.inf)
@@ -333,7 +330,7 @@ def _candidate(record: ModelRecord, wishes: Wishes, file_bytes: Mapping[str, int
 
 def _best(fitting: Sequence[_Candidate], wishes: Wishes, retrained: int) -> tuple[_Candidate, str]:
     """Return the one of those that fit, and why."""
-    unit = UNITS[wishes.axis]
+    unit = kind_of(wishes.axis).unit
     part = "" if len(fitting) == retrained else f"{len(fitting)} of "
     models = f"the {part}{retrained} retrained models{wishes}"
     best = min(fitting, key=lambda c: (-c.accuracy, *c.cheapness))
@@ -396,5 +393,8 @@ def _beside(chosen: _Candidate, other: _Candidate) -> Neighbour:
 
 def _unknown(unmeasured: Mapping[str, Sequence[str]]) -> list[str]:
     """Say which models keep no budget because their cost is not known."""
-    names = {"latency_ms": "latency was measured", FILE_BYTES: "file size is known"}
-    return [f"no {names[name]} for {', '.join(ids)}" for name, ids in unmeasured.items()]
+    kinds = [(kind_of(name), ids) for name, ids in unmeasured.items()]
+    return [
+        f"no {kind.axis.name} {'is known' if kind.exact else 'was measured'} for {', '.join(ids)}"
+        for kind, ids in kinds
+    ]

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.records import COST_NAMES, Cost, ModelRecord
+from evaluation.cost.costs import COSTS, kind_of
+from evaluation.records import Cost, ModelRecord, checked_name
 
 AT_ONCE = 500  # points compared with all others: the memory is that of so many rows
 
@@ -17,8 +18,7 @@ def objectives(record: ModelRecord, costs: Sequence[str] = ("params",)) -> tuple
     """Return (validation error in [0, 1], then the named costs, see `Cost.count`).
 
     Raises:
-        ValueError: If the record is of a failed network, or a cost has an unknown name or was not
-            measured.
+        ValueError: If the record is of a failed network, or a cost is not known of it.
     """
     if record.valid_accuracy is None:
         raise ValueError(f"network {record.id} has no accuracy: {record.failure}")
@@ -89,7 +89,7 @@ class Box:
         """
         least, reference = (tuple(map(float, data[name])) for name in ("least", "reference"))
         box = cls(float(data["worst_error"]), least, reference, tuple(data["costs"]))
-        named = len(box.costs) > 0 and set(box.costs) <= set(COST_NAMES)
+        named = [checked_name(name) for name in box.costs]
         if not named or not len(box.costs) == len(least) == len(reference):
             raise ValueError(f"a box has a least and a reference value for each cost, got {box}")
         if not all(0 < x < math.inf for x in (box.worst_error, *least, *reference)):
@@ -164,27 +164,42 @@ def spread(records: Sequence[ModelRecord], count: int) -> list[ModelRecord]:
     return sorted(chosen, key=lambda r: (r.cost.params, r.id))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False, repr=False)
 class Budgets:
-    """The largest costs that a user allows; None is no limit. `max_bits` is of the weights."""
+    """The largest costs that a user allows.
 
-    max_params: int | None = None
-    max_flops: int | None = None
-    max_latency_ms: float | None = None
-    max_bits: int | None = None
+    Attributes:
+        limits: The largest value of each cost that has a budget; ours first, in their order.
+    """
 
-    def of_costs(self) -> dict[str, float | None]:
-        """Return the largest value allowed of each cost, by its name in `COST_NAMES`."""
-        limits = (self.max_params, self.max_flops, self.max_bits, self.max_latency_ms)
-        return dict(zip(COST_NAMES, limits, strict=True))
+    limits: tuple[tuple[str, float], ...]
+
+    def __init__(self, **limits: float | None):
+        """Take `max_<name of a cost>=limit`, also of a user's own costs; None is no limit."""
+        given = {name.removeprefix("max_"): top for name, top in limits.items() if top is not None}
+        wrong = [name for name in limits if not name.startswith("max_")]
+        if wrong:
+            raise TypeError(f"expected budgets such as max_params, got {', '.join(wrong)}")
+        names = [*(name for name in COSTS if name in given), *sorted(given.keys() - COSTS.keys())]
+        object.__setattr__(self, "limits", tuple((name, given[name]) for name in names))
+
+    def __repr__(self) -> str:
+        return f"Budgets({', '.join(f'max_{name}={top}' for name, top in self.limits)})"
+
+    def of_costs(self) -> dict[str, float]:
+        """Return the largest value allowed of each cost that has a budget, by its name."""
+        return dict(self.limits)
+
+    def exact(self) -> "Budgets":
+        """Return the budgets on costs that are known before anything is measured."""
+        return Budgets(**{f"max_{name}": top for name, top in self.limits if kind_of(name).exact})
 
     def cost_excess(self, cost: Cost) -> float:
         """Return the largest relative excess over a budget on costs, 0 when all are kept.
 
-        A cost without a measured latency keeps no latency budget.
+        A cost that is not known keeps no budget.
         """
-        if self.max_latency_ms is not None and cost.latency_ms is None:
+        known = cost.known()
+        if any(name not in known for name, _ in self.limits):
             return math.inf
-        limits = {name: top for name, top in self.of_costs().items() if top is not None}
-        excesses = [cost.count(name) / max(top, 1e-9) - 1 for name, top in limits.items()]
-        return max([0.0, *excesses])
+        return max([0.0, *(known[name] / max(top, 1e-9) - 1 for name, top in self.limits)])

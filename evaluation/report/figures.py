@@ -5,12 +5,16 @@ Whatever a reader sees as text is written here; the script only places it.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
+from evaluation.cost.costs import FILE, kind_of
+from evaluation.cost.device_latency import LATENCY
+from evaluation.cost.sizes import BITS, FLOPS, PARAMS
+from evaluation.pareto.choice import amount_of
 from evaluation.pareto.front import pareto_set
-from evaluation.records import COST_NAMES, Measured, ModelRecord
+from evaluation.records import Measured, ModelRecord
 from evaluation.report.findings import Report
 from evaluation.report.plots import BASELINE_STYLES, FRONT_COLOUR, SEARCH_COLOURS, visible_range
 from evaluation.words import kilobytes, milliseconds, percent
@@ -18,13 +22,7 @@ from evaluation.words import kilobytes, milliseconds, percent
 JSON = dict[str, Any]
 FRONT = "Pareto set"
 SYMBOLS = {"s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down"}  # of plotly
-AXES: dict[str, JSON] = {  # cost -> name on its button, title, d3 format of the ticks, their suffix
-    "params": {"name": "params", "title": "params", "format": "~s", "suffix": ""},
-    "flops": {"name": "FLOPs", "title": "FLOPs of one image", "format": "~s", "suffix": ""},
-    "latency_ms": {"name": "latency", "title": "latency, ms", "format": "~r", "suffix": ""},
-    "file_bytes": {"name": "file size", "title": "file size", "format": "~s", "suffix": "B"},
-    "bits": {"name": "bits", "title": "bits of the weights", "format": "~s", "suffix": ""},
-}
+FIRST_AXES = (PARAMS.name, FLOPS.name, LATENCY.name, FILE.name, BITS.name)  # of every report
 
 
 def figures(report: Report) -> JSON:
@@ -36,7 +34,7 @@ def figures(report: Report) -> JSON:
     that cost is not known), accuracies in [0, 1], and standard deviations (null for fewer than two
     seeds).
     """
-    networks = _Networks(report)
+    networks, axes = _Networks(report), axes_of(report)
     front = networks.numbers(FRONT, report.front, report.measured)
     front_of = {record.id: number for record, number in zip(report.front, front, strict=True)}
     baselines = [
@@ -49,19 +47,21 @@ def figures(report: Report) -> JSON:
     for (label, records), colour in groups:
         alive = [record for record in records if record.valid_accuracy is not None]
         numbers = networks.numbers(label, alive, {}, front_of if not searches else {})
-        searches.append(_search(numbers, alive) | {"label": label, "colour": colour})
+        searches.append(_search(axes, numbers, alive) | {"label": label, "colour": colour})
     style = {"label": FRONT, "colour": FRONT_COLOUR, "symbol": "circle"}
-    searches.append(_found(report, front) | style)
-    retrained = [_retrained(front, report.front, report.measured) | style]
+    searches.append(_found(axes, report, front) | style)
+    retrained = [_retrained(axes, front, report.front, report.measured) | style]
     for order, (numbers, baseline) in enumerate(baselines):
         colour, marker = BASELINE_STYLES[order % len(BASELINE_STYLES)]
         style = {"label": baseline.label, "colour": colour, "symbol": SYMBOLS[marker]}
-        retrained.append(_retrained(numbers, baseline.records, report.measured) | style)
+        retrained.append(_retrained(axes, numbers, baseline.records, report.measured) | style)
     tested = [
         number for number, record in zip(front, report.front, strict=True) if record.test_accuracy
     ]
     return {
-        "axes": [axis | {"cost": cost} for cost, axis in AXES.items() if _known(report, cost)],
+        "axes": [
+            asdict(kind_of(cost).axis) | {"cost": cost} for cost in axes if _known(report, cost)
+        ],
         "networks": networks.shown,
         "members": members,
         "first": max(tested, default=0),
@@ -94,23 +94,34 @@ def latency_of(record: ModelRecord, measured: Measured | None) -> tuple[float | 
 
 
 def costs_of(record: ModelRecord, measured: Measured | None) -> dict[str, float | None]:
-    """Return every cost of a network by its name in `AXES`, None where it is not known."""
-    return {
-        "params": record.cost.params,
-        "flops": record.cost.flops,
-        "latency_ms": latency_of(record, measured)[0],
-        "file_bytes": None if measured is None else measured.file_bytes,
-        "bits": record.cost.model_bits,
-    }
+    """Return every cost of a network by its name, None where it is not known."""
+    known: dict[str, float | None] = dict.fromkeys(FIRST_AXES) | record.cost.known()
+    known[LATENCY.name] = latency_of(record, measured)[0]
+    known[FILE.name] = None if measured is None else measured.file_bytes
+    return known
+
+
+def other_costs(records: Iterable[ModelRecord]) -> list[str]:
+    """Return the names of the costs of these records that not every record speaks of."""
+    return list(dict.fromkeys(name for record in records for name in record.cost.others()))
+
+
+def axes_of(report: Report) -> list[str]:
+    """Return the names of all costs that may have an axis."""
+    return [*FIRST_AXES, *other_costs(_everyone(report))]
+
+
+def _everyone(report: Report) -> tuple[ModelRecord, ...]:
+    baselines = [record for baseline in report.baselines for record in baseline.records]
+    return (*report.front, *report.archive, *report.random_archive, *baselines)
 
 
 def _known(report: Report, cost: str) -> bool:
     """Tell whether there is anything to draw against a cost; bits only for 1-bit networks."""
-    baselines = [record for baseline in report.baselines for record in baseline.records]
-    everyone = (*report.front, *report.archive, *report.random_archive, *baselines)
-    if cost == "bits":
+    everyone = _everyone(report)
+    if cost == BITS.name:
         return any(record.cost.bit_params for record in everyone)
-    return any(costs_of(r, report.measured.get(r.id))[cost] is not None for r in everyone)
+    return any(costs_of(r, report.measured.get(r.id)).get(cost) is not None for r in everyone)
 
 
 @dataclass
@@ -150,7 +161,7 @@ class _Networks:
 
 def _facts(record: ModelRecord, measured: Measured | None) -> list[tuple[str, str]]:
     """Return (name, text) for whatever is known of a network."""
-    cost, facts = record.cost, []
+    cost, others, facts = record.cost, record.cost.others(), []
     facts += [("params", f"{cost.params:,}"), ("FLOPs", f"{cost.flops:,}")]
     if cost.bit_params:
         facts.append(("bits", f"{cost.model_bits:,}"))
@@ -161,6 +172,7 @@ def _facts(record: ModelRecord, measured: Measured | None) -> list[tuple[str, st
         facts.append(("quartile range", f"{milliseconds(measured.spread_ms, 2)} ms"))
     if measured is not None and measured.file_bytes is not None:
         facts.append(("file size", kilobytes(measured.file_bytes)))
+    facts += [(kind_of(name).axis.name, amount_of(value, name)) for name, value in others.items()]
     if record.valid_accuracy is not None:
         facts.append(("validation accuracy", percent(record.valid_accuracy)))
     if record.test_accuracy:
@@ -177,6 +189,7 @@ def _facts(record: ModelRecord, measured: Measured | None) -> list[tuple[str, st
 
 
 def _series(
+    axes: Sequence[str],
     numbers: Sequence[int],
     points: Sequence[tuple[dict[str, float | None], float]],
     deviations: Sequence[float | None] = (),
@@ -184,45 +197,50 @@ def _series(
     """Return the points of (costs, accuracy) of the networks of these numbers."""
     return {
         "networks": numbers,
-        "costs": {cost: [costs[cost] for costs, _ in points] for cost in AXES},
+        "costs": {cost: [costs.get(cost) for costs, _ in points] for cost in axes},
         "accuracy": [accuracy for _, accuracy in points],
         "deviations": deviations,
     }
 
 
-def _search(numbers: Sequence[int], alive: Sequence[ModelRecord]) -> JSON:
+def _search(axes: Sequence[str], numbers: Sequence[int], alive: Sequence[ModelRecord]) -> JSON:
     """Return every network that did not fail, and for each cost the steps of the best so far."""
     points = [(costs_of(record, None), record.valid_accuracy or 0.0) for record in alive]
-    steps = {cost: _steps(alive, cost) for cost in COST_NAMES}
-    return _series(numbers, points) | {"steps": steps}
+    steps = {cost: _steps(alive, cost) for cost in axes if cost != FILE.name}
+    return _series(axes, numbers, points) | {"steps": steps}
 
 
 def _steps(alive: Sequence[ModelRecord], cost: str) -> list[tuple[float, float]]:
     """Return the corners (cost, accuracy) of the best accuracy so far, up to the largest cost."""
-    placed = [(costs_of(record, None)[cost], record) for record in alive]
+    placed = [(record.cost.known().get(cost), record) for record in alive]
     known = [(place, record) for place, record in placed if place is not None]
     best = pareto_set([record for _, record in known], (cost,))
     corners = [(r.cost.count(cost), r.valid_accuracy or 0.0) for r in best]
     return [*corners, (max(place for place, _ in known), corners[-1][1])] if corners else []
 
 
-def _found(report: Report, numbers: Sequence[int]) -> JSON:
+def _found(axes: Sequence[str], report: Report, numbers: Sequence[int]) -> JSON:
     """Return the Pareto set as the search saw it: by validation accuracy."""
     points = [
         (number, costs_of(record, report.measured.get(record.id)), record.valid_accuracy)
         for number, record in zip(numbers, report.front, strict=True)
     ]
     shown = [(n, costs, accuracy) for n, costs, accuracy in points if accuracy is not None]
-    return _series([n for n, _, _ in shown], [(costs, accuracy) for _, costs, accuracy in shown])
+    return _series(
+        axes, [n for n, _, _ in shown], [(costs, accuracy) for _, costs, accuracy in shown]
+    )
 
 
 def _retrained(
-    numbers: Sequence[int], records: Sequence[ModelRecord], measured: Mapping[str, Measured]
+    axes: Sequence[str],
+    numbers: Sequence[int],
+    records: Sequence[ModelRecord],
+    measured: Mapping[str, Measured],
 ) -> JSON:
     """Return mean test accuracies with one standard deviation."""
     tested = [(n, r) for n, r in zip(numbers, records, strict=True) if r.test_accuracy]
     points = [(costs_of(r, measured.get(r.id)), fmean(r.test_accuracy)) for _, r in tested]
-    return _series([n for n, _ in tested], points, [r.test_accuracy_std for _, r in tested])
+    return _series(axes, [n for n, _ in tested], points, [r.test_accuracy_std for _, r in tested])
 
 
 def _panel(series: list[JSON]) -> JSON:

@@ -7,6 +7,7 @@ by their hashes, and no other, and loads nothing.
 import base64
 import json
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from hashlib import sha256
 from html import escape
 from pathlib import Path
@@ -16,9 +17,11 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
+from evaluation.cost.costs import kind_of
+from evaluation.pareto.choice import amount_of
 from evaluation.records import Measured, ModelRecord
 from evaluation.report.drawing import CONCAT_COLOUR, FAMILIES, DrawnBlock, draw_block, family
-from evaluation.report.figures import AXES, figures, latency_of
+from evaluation.report.figures import figures, latency_of, other_costs
 from evaluation.report.findings import Report, findings
 from evaluation.words import count, kilobytes, milliseconds, percent
 
@@ -84,7 +87,7 @@ def _verdict(report: Report) -> str:
 
 def _notes(report: Report) -> str:
     """Say what the figures show."""
-    steered = " and ".join(AXES[cost]["name"] for cost in report.costs)
+    steered = " and ".join(kind_of(cost).axis.name for cost in report.costs)
     notes = [
         f"The search minimised validation error and {steered}. Test accuracy is reported but never "
         "steered the search. FLOPs are multiply-adds for one image. Pale dots are all evaluated "
@@ -96,9 +99,9 @@ def _notes(report: Report) -> str:
         notes.append(f"Failed, and so not drawn: {failed}.")
     if report.latency_device:
         notes.append(f"Latency: {escape(report.latency_device)}.")
-    if any(one.latency_ms is not None for one in report.measured.values()):
+    if any(one.spread_ms is not None for one in report.measured.values()):
         notes.append("The Pareto set and the baselines are measured as whole networks.")
-    if any(record.cost.latency_ms is not None for record in evaluated):
+    if any(latency_of(record, None)[0] is not None for record in evaluated):
         notes.append(
             "The latency of a pale dot is the estimate of the search, so the Pareto set may lie "
             "off its line."
@@ -166,6 +169,9 @@ def _columns(report: Report) -> list[tuple[str, str, Callable[[ModelRecord], str
         )
     if any(one.file_bytes is not None for one in measured.values()):
         columns.append(("file size", "n", lambda r: _file_size(measured.get(r.id))))
+    columns += [
+        (kind_of(name).axis.name, "n", partial(_cost, name)) for name in other_costs(listed)
+    ]
     return [
         *columns,
         ("validation accuracy", "n", lambda record: _accuracy(record.valid_accuracy)),
@@ -174,6 +180,11 @@ def _columns(report: Report) -> list[tuple[str, str, Callable[[ModelRecord], str
         ("blocks", "wide", lambda record: _blocks(record, report.blocks)),
         ("genome", "wide", lambda record: " ".join(map(str, record.genome)) or UNKNOWN),
     ]
+
+
+def _cost(name: str, record: ModelRecord) -> str:
+    value = record.cost.known().get(name)
+    return UNKNOWN if value is None else escape(amount_of(value, name))
 
 
 def _blocks(record: ModelRecord, blocks: Sequence[DrawnBlock]) -> str:

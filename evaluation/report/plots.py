@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox, BboxBase
 
+from evaluation.cost.costs import COSTS
 from evaluation.pareto.front import pareto_set
 from evaluation.records import ModelRecord
 from evaluation.words import count, percent
 
-COST_NAMES = {"params": "params", "flops": "FLOPs"}
 FRONT_COLOUR, SEARCH_COLOURS = "#1d5fbf", ("#1d5fbf", "#d97706")
 BASELINE_STYLES = (("#0f8a6a", "s"), ("#8b3a8b", "D"), ("#b91c1c", "^"), ("#4b5563", "v"))
 GREY, GRID_GREY = "#6b7280", "#e5e7eb"
@@ -53,7 +53,7 @@ def draw_fronts(
         front: The Pareto set.
         searches: Evaluated networks by label, at most two searches; failed ones are left out.
         baselines: Retrained networks by label.
-        cost: Name of the cost, "params" or "flops".
+        cost: Name of the cost, one of `COSTS` that every record knows.
     """
     figure = Figure(figsize=(12, 4.7), dpi=160, layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -155,7 +155,7 @@ def _dress(axes: Axes, cost: str) -> None:
     axes.yaxis.set_major_formatter(
         FuncFormatter(lambda value, _: f"{100 * value:.4g} %" if value < 1 + 1e-9 else "")
     )
-    axes.set_xlabel(COST_NAMES[cost])
+    axes.set_xlabel(COSTS[cost].unit)
     axes.grid(color=GRID_GREY, lw=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -8,10 +8,13 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from evaluation.cost.costs import FILE
+from evaluation.cost.device_latency import LATENCY
+from evaluation.cost.sizes import FLOPS, PARAMS
 from evaluation.files.atomic import write_atomic
 from evaluation.records import Measured, ModelRecord
 from evaluation.report.drawing import DrawnBlock, draw_block
-from evaluation.report.figures import costs_of, searches_of
+from evaluation.report.figures import costs_of, other_costs, searches_of
 from evaluation.report.findings import Baseline, Report
 from evaluation.report.page import page
 from evaluation.report.plots import draw_fronts
@@ -20,9 +23,9 @@ from evaluation.words import percent
 __all__ = ["Baseline", "DrawnBlock", "Report", "draw_block", "write_report"]
 
 CSV_COLUMNS = (
-    *("id", "params", "flops", "latency_ms", "valid_accuracy"),
+    *("id", PARAMS.name, FLOPS.name, LATENCY.name, "valid_accuracy"),
     *("test_accuracy", "test_accuracy_std", "seeds", "genome", "blocks"),
-    *("latency_spread_ms", "file_bytes"),
+    *("latency_spread_ms", FILE.name),
 )
 
 
@@ -36,7 +39,7 @@ def write_report(report: Report, folder: Path) -> Path:
     baselines = {baseline.label: baseline.records for baseline in report.baselines}
     params, flops = (
         draw_fronts(report.front, searches, baselines=baselines, cost=cost)
-        for cost in ("params", "flops")
+        for cost in (PARAMS.name, FLOPS.name)
     )
     path = folder / "report.html"
     write_atomic(folder / "pareto.png", params)
@@ -52,16 +55,18 @@ def _csv(front: Sequence[ModelRecord], measured: Mapping[str, Measured]) -> str:
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+    others = other_costs(front)
+    writer.writerow([*CSV_COLUMNS, *others])
     for record in front:
         whole = measured.get(record.id)
         costs = costs_of(record, whole)
         writer.writerow(
             [
-                *(record.id, costs["params"], costs["flops"], costs["latency_ms"]),
+                *(record.id, costs[PARAMS.name], costs[FLOPS.name], costs[LATENCY.name]),
                 *(record.valid_accuracy, record.test_accuracy_mean, record.test_accuracy_std),
                 *(" ".join(map(str, it)) for it in (record.seeds, record.genome, record.blocks)),
-                *(None if whole is None else whole.spread_ms, costs["file_bytes"]),
+                *(None if whole is None else whole.spread_ms, costs[FILE.name]),
+                *(costs.get(name) for name in others),
             ]
         )
     return text.getvalue()

@@ -85,3 +85,13 @@ def quantity(text: str | None, option: str = "") -> float | None:
 def _refused(option: str, expected: str, text: str) -> InputError:
     shown = text if len(text) <= MOST_DIGITS else f"{text[:MOST_DIGITS]}..."
     return InputError(f"{option}{': ' if option else ''}expected {expected}, got {shown!r}")
+
+
+def kilobytes(text: str | None, option: str = "") -> int | None:
+    """Read the kB of 1000 bytes that an option takes; returns bytes.
+
+    Raises:
+        InputError: As `quantity`.
+    """
+    size = quantity(text, option)
+    return None if size is None else int(1000 * size)

@@ -5,16 +5,23 @@ from typing import Any
 
 from rich.table import Table
 
+from evaluation.cost.costs import kind_of
+from evaluation.cost.device_latency import LATENCY
+from evaluation.cost.kind import CostKind
+from evaluation.cost.sizes import BITS, FLOPS, PARAMS
 from evaluation.records import ModelRecord
 from evaluation.words import fraction
 
 
 def front_table(records: Sequence[ModelRecord]) -> Table:
-    """Return models, a row each; bits have columns where one of them is a 1-bit network."""
+    """Return models, a row each; bits, and costs of few runs, have columns where they are known."""
     one_bit = any(record.cost.bit_params for record in records)
     table = Table(box=None, title="accuracy: validation after proxy training; test retrained")
-    bits = ("bit ops", "bits") if one_bit else ()
-    for title in ("id", "params", "FLOPs", *bits, "ms", "validation", "test ± std", "seeds"):
+    bits = ("bit ops", BITS.unit) if one_bit else ()
+    others = {name: None for record in records for name in record.cost.others()}
+    units = (LATENCY.unit, *(kind_of(name).unit for name in others))
+    costs = (PARAMS.unit, FLOPS.unit, *bits, *units)
+    for title in ("id", *costs, "validation", "test ± std", "seeds"):
         table.add_column(title, no_wrap=True, justify="left" if title == "id" else "right")
     for record in records:
         cost = record.cost
@@ -23,7 +30,7 @@ def front_table(records: Sequence[ModelRecord]) -> Table:
             f"{cost.params:,}",
             f"{cost.flops:,}",
             *([f"{cost.bit_ops:,}", f"{cost.model_bits:,}"] if one_bit else []),
-            "-" if cost.latency_ms is None else f"{cost.latency_ms:.2f}",
+            *(_value(kind_of(name), cost.known()) for name in (LATENCY.name, *others)),
             fraction(record.valid_accuracy),
             f"{fraction(record.test_accuracy_mean)} ± {fraction(record.test_accuracy_std)}",
             str(len(record.test_accuracy)),
@@ -50,6 +57,11 @@ def comparison_table(lines: Sequence[Mapping[str, Any]]) -> Table:
             *(_count(line[figure]) for figure in figures),
         )
     return table
+
+
+def _value(kind: CostKind, known: Mapping[str, float]) -> str:
+    value = known.get(kind.name)
+    return "-" if value is None else f"{value:,.{0 if kind.whole else 2}f}"
 
 
 def _count(value: float | None) -> str:

@@ -18,6 +18,7 @@ from torch import nn
 from blocksearch.config import BlockSearchConfig, Search
 from blocksearch.search import make_strategy
 from blocksearch.supernet.stack import Stack
+from evaluation.cost.costs import COSTS, cost_of
 from evaluation.cost.counts import count_params
 from evaluation.data.batches import batches
 from evaluation.data.config import AugmentConfig
@@ -195,7 +196,8 @@ def mean_builds(
     Only one where no two are within them.
     """
     depths, widths = config.depths, config.widths
-    budgets = replace(config.budgets, max_latency_ms=None)  # none is measured yet
+    budgets = config.budgets.exact()  # nothing is measured yet
+    kinds = [COSTS[name] for name in budgets.of_costs()]
     count = max(len(depths), len(widths))
     ladder = [
         uniform_network(
@@ -208,7 +210,8 @@ def mean_builds(
     ]
     kept = ladder
     if budgets != Budgets():  # counting costs takes a second or two
-        kept = [one for one in ladder if budgets.cost_excess(one.cost()) <= 0] or ladder[:1]
+        within = [budgets.cost_excess(cost_of(one, kinds)) <= 0 for one in ladder]
+        kept = [one for one, fits in zip(ladder, within, strict=True) if fits] or ladder[:1]
     return [kept[0], kept[len(kept) // 2], kept[-1]] if len(kept) > 1 else kept
 
 

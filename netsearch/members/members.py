@@ -1,12 +1,13 @@
 """The members of a run's front: what is known of them, and where their weights are."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Self
 
 from evaluation.cost.device_latency import DeviceLatencies
+from evaluation.cost.kind import CostKind
 from evaluation.deploy.formats import Format
 from evaluation.errors import InputError
 from evaluation.files.atomic import read_json
@@ -160,6 +161,27 @@ class Members:
             replace(record, cost=record.cost.with_latency(found[names[record.id]]))
             for record in records
         ]
+
+    def priced(
+        self, records: Sequence[ModelRecord], kinds: Iterable[CostKind]
+    ) -> list[ModelRecord]:
+        """Return retrained members with the values of these costs, counted where they lack.
+
+        Raises:
+            InputError: If there is nothing to measure one with.
+        """
+        from netsearch.members.saved import load_stack
+
+        kinds = list(kinds)
+        found = []
+        for record in records:
+            lacking = [kind for kind in kinds if kind.name not in record.cost.known()]
+            if lacking:
+                stack = load_stack(self.weights(record))
+                values = {kind.name: kind.of(stack) for kind in lacking}
+                record = replace(record, cost=record.cost.with_values(values))
+            found.append(record)
+        return found
 
     def _with_latency(self, record: ModelRecord) -> ModelRecord:
         measured = self.measurements.models.get(record.id)

@@ -95,6 +95,22 @@ def trial(
     return Trial(folder, record, description.builder(), description.to_text())
 
 
+def load_stack(path: Path) -> Stack:
+    """Return the network of a file of weights, without these.
+
+    Raises:
+        InputError: If the file is missing, damaged, or of no network of ours.
+    """
+    state, text = read_weights(path)
+    try:
+        description = Description.from_text(text)
+        description.check_depth(len(state))
+        return description.builder()
+    except BAD_NETWORK as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{path}: expected weights with their network: {reason}") from error
+
+
 def load_network(path: Path) -> tuple[CellNetwork, Preprocessing]:
     """Rebuild a network from the file of its weights, in evaluation mode on the CPU.
 

@@ -23,12 +23,11 @@ STAGES = {
 ARCHIVES = ("archive", "random")  # of the search and of random search
 
 
-def summarise(members: Members, costs: Sequence[str], seed: int) -> Report:
+def summarise(members: Members, seed: int) -> Report:
     """Gather the report of a run.
 
     Args:
         members: Of its front.
-        costs: Objectives of the search besides the error.
         seed: Of the run.
 
     Raises:
@@ -42,7 +41,7 @@ def summarise(members: Members, costs: Sequence[str], seed: int) -> Report:
     return Report(
         title=facts.name,
         dataset=facts.data,
-        costs=tuple(costs),
+        costs=outcome.box.costs,
         front=tuple(front),
         archive=archives[0],
         random_archive=archives[1],

@@ -80,6 +80,41 @@ def extreme_genomes(
     return settle((0,) * len(largest), 1), settle(largest, -1)
 
 
+def descended_genomes(
+    space: GenomeSpace, cost: Callable[[tuple[int, ...]], float]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return a genome of the least cost of the space, and one of the largest, as far as found.
+
+    For a cost of which nothing is known: a peak need not grow with the depth, and one of two equal
+    peaks hides what the other would gain. The smallest and the largest networks of each block alone
+    are the starts; from each, gene by gene, the best value is taken until none is better.
+
+    Args:
+        space: The networks.
+        cost: Of a genome.
+    """
+    sizes, upper = 2 * space.stages, [int(top) for top in space.upper]
+
+    def settle(sign: int) -> tuple[int, ...]:
+        ends = [0] * sizes if sign > 0 else upper[:sizes]
+        starts = {
+            (*ends, *(min(block, top) for top in upper[sizes:]))
+            for block in range(1 + max(upper[sizes:]))
+        }
+        return min((descend(start, sign) for start in sorted(starts)), key=lambda g: sign * cost(g))
+
+    def descend(start: tuple[int, ...], sign: int) -> tuple[int, ...]:
+        best, before = start, None
+        while best != before:
+            before = best
+            for gene, top in enumerate(upper):
+                others = [(*best[:gene], value, *best[gene + 1 :]) for value in range(top + 1)]
+                best = min([best, *others], key=lambda genome: sign * cost(genome))
+        return best
+
+    return settle(1), settle(-1)
+
+
 def least_cells(space: SearchSpace, count: str) -> dict[str, Cell]:
     """Return a normal and a reduction cell than which none of the space has fewer `count`.
 

@@ -1,7 +1,8 @@
 """What a network search knows before it evaluates: genes, exact costs, what is allowed."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -9,13 +10,19 @@ import numpy as np
 
 from blocksearch.space import Cell
 from blocksearch.supernet.stack import Stack
+from evaluation.cost.costs import checked_cost, cost_of, known_kinds
+from evaluation.cost.device_latency import LATENCY
+from evaluation.cost.kind import CostKind
+from evaluation.cost.sizes import BITS, FLOPS, PARAMS
+from evaluation.errors import InputError
 from evaluation.pareto.front import Budgets
 from evaluation.records import Cost
 from netsearch.space.genome import Floats, Genes, Genome, GenomeSpace
 from netsearch.space.latency_table import LatencyTable
-from netsearch.space.network import builder, extreme_genomes
+from netsearch.space.network import builder, descended_genomes, extreme_genomes
 
 TRIES_PER_SAMPLE = 200
+GROWING = (PARAMS.name, FLOPS.name, BITS.name)  # with every depth and width, for certain
 
 
 class Problem(Protocol):
@@ -46,6 +53,32 @@ class Problem(Protocol):
 
 
 @dataclass(frozen=True)
+class OwnCost:
+    """A user's own cost in a search.
+
+    Attributes:
+        kind: The cost.
+        minimised: Whether it is minimised beside the error.
+        limit: The hard budget; None is none.
+    """
+
+    kind: CostKind
+    minimised: bool = True
+    limit: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the limit.
+
+        Raises:
+            InputError: If it is not positive, or nothing is asked for.
+        """
+        if self.limit is not None and not 0 < self.limit < math.inf:
+            raise InputError(f"expected a positive budget on {self.kind.name}, got {self.limit}")
+        if not self.minimised and self.limit is None:
+            raise InputError(f"{self.kind.name}: expected to be minimised or to have a budget")
+
+
+@dataclass(frozen=True)
 class NetworkProblem:
     """The networks that a block library makes on images of one shape.
 
@@ -55,8 +88,9 @@ class NetworkProblem:
         image_shape: (C, H, W).
         classes: Number of classes.
         budgets: Hard budgets.
-        cost_names: The costs to minimise, names of `Cost.count`.
+        cost_names: The costs to minimise, names of `COSTS` or of `own`.
         latency: Milliseconds of the cells, where latency is a cost or has a budget.
+        own: A user's own costs.
     """
 
     space: GenomeSpace
@@ -66,9 +100,39 @@ class NetworkProblem:
     budgets: Budgets
     cost_names: tuple[str, ...] = ("params",)
     latency: LatencyTable | None = None
+    own: tuple[CostKind, ...] = ()
     _ids: dict[Genome, str] = field(default_factory=dict)
     _costs: dict[Genome, Cost] = field(default_factory=dict)
     _extreme: dict[str, tuple[Genome, Genome]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check that each cost that is minimised or has a budget can be known.
+
+        Raises:
+            InputError: If there is no such cost, or it must be measured and was not.
+        """
+        for kind in self.asked:
+            if kind.measure is None:
+                raise InputError(
+                    f"{kind.name} is not exact but measured, and no measurement of it is given: "
+                    "it can neither be minimised nor have a budget"
+                )
+
+    @cached_property
+    def kinds(self) -> dict[str, CostKind]:
+        """Every cost that there is, by name; latency as the table has it."""
+        kinds = known_kinds(self.own)
+        if self.latency is not None:
+            kinds[LATENCY.name] = replace(LATENCY, measure=self.latency.of)
+        return kinds
+
+    @cached_property
+    def asked(self) -> tuple[CostKind, ...]:
+        """The costs that are minimised or have a budget; latency wherever there is a table."""
+        names = [*self.cost_names, *self.budgets.of_costs()]
+        names += [LATENCY.name] if self.latency is not None else []
+        kinds = self.kinds
+        return tuple(kinds[checked_cost(name, kinds)] for name in dict.fromkeys(names))
 
     @property
     def genes(self) -> Genes:
@@ -80,10 +144,7 @@ class NetworkProblem:
         """Least and largest of each cost in the space, or the hard budget instead."""
         least, largest = self._ends(self.cost_names)
         limits = self.budgets.of_costs()
-        tops = [
-            top if limits[name] is None else limits[name]
-            for name, top in zip(self.cost_names, largest, strict=True)
-        ]
+        tops = [limits.get(name, top) for name, top in zip(self.cost_names, largest, strict=True)]
         return least, np.array(tops, dtype=float)
 
     def stack(self, genome: Genome) -> Stack:
@@ -92,12 +153,19 @@ class NetworkProblem:
         return builder(spec, self.cells, self.image_shape, self.classes)
 
     def cost(self, genome: Genome) -> Cost:
-        """Return the exact cost of a genome's network, with its latency if there is a table."""
+        """Return the counts of a genome's network, and the other costs that are asked for.
+
+        Raises:
+            InputError: If a cost has no value, or is 0 and minimised: its axis is logarithmic.
+        """
         if genome not in self._costs:
-            stack = self.stack(genome)
-            cost = stack.cost()
-            if self.latency is not None:
-                cost = cost.with_latency(self.latency.of(stack))
+            cost = cost_of(self.stack(genome), self.asked)
+            zero = [name for name in self.cost_names if cost.count(name) <= 0]
+            if zero:
+                raise InputError(
+                    f"{', '.join(zero)} of network {self.id(genome)}: expected more than 0 of what "
+                    "is minimised, got 0"
+                )
             self._costs[genome] = cost
         return self._costs[genome]
 
@@ -122,7 +190,7 @@ class NetworkProblem:
 
     def features(self, genomes: Sequence[Genome]) -> Floats:
         """Return those of the genes, and the logarithms of all counts between their bounds."""
-        names = tuple(dict.fromkeys(("params", "flops", *self.cost_names)))
+        names = tuple(dict.fromkeys((PARAMS.name, FLOPS.name, *self.cost_names)))
         counts = [[self.cost(genome).count(name) for name in names] for genome in genomes]
         low, high = np.log(self._ends(names))
         scaled = (np.log(counts) - low) / np.maximum(high - low, 1e-12)
@@ -140,10 +208,16 @@ class NetworkProblem:
 
     def _extremes(self, name: str) -> tuple[Genome, Genome]:
         if name not in self._extreme:
-            if name == "latency_ms" and self.latency is not None:
+
+            def count(genome: Genome) -> float:
+                return self.cost(genome).count(name)
+
+            if name == LATENCY.name and self.latency is not None:
                 found = self.latency.extreme_genomes(self.space, self.cells)
+            elif name in GROWING:
+                found = extreme_genomes(self.space, count)
             else:
-                found = extreme_genomes(self.space, lambda g: self.cost(g).count(name))
+                found = descended_genomes(self.space, count)
             self._extreme[name] = found
         return self._extreme[name]
 
