@@ -61,7 +61,7 @@ class Run:
     fingerprint: str | None = None
     costs: "tuple[OwnCost, ...]" = ()
     recompute: frozenset[str] = field(default=frozenset(), init=False)
-    _forward: Callable[[], None] = field(default=lambda: None, init=False)
+    _board: TensorBoard | None = field(default=None, init=False)
 
     @classmethod
     def begin(
@@ -247,12 +247,11 @@ class Run:
         if not self.tensorboard:
             yield
             return
-        board = TensorBoard(self.folder.path, self.console.print)
-        self._forward = board.forward
+        self._board = TensorBoard(self.folder.path, self.console.print)
         try:
             yield
         finally:
-            board.close()
+            self._board.close()
 
     def step(
         self, stage: str, title: str, total: int, count: Callable[[], int] | None = None
@@ -261,7 +260,8 @@ class Run:
         counter = count or epochs_and_warnings(self.folder.metrics, stage, self.console.print)
 
         def counted() -> int:
-            self._forward()
+            if self._board is not None:
+                self._board.forward()
             return counter()
 
         return timed_stage(self.console, self.folder.metrics, stage, title, total, counted)

@@ -24,6 +24,7 @@ from evaluation.workers.memory import require_room
 from evaluation.workers.workers import WorkersConfig
 from fuzzing import quickstart
 from netsearch.config import NetSearchConfig
+from netsearch.forecast.checks import check_run
 from run_pipeline import Pipeline
 
 CONFIG = quickstart()
@@ -184,7 +185,8 @@ def test_what_a_config_asks_for_beyond_the_memory_is_refused_before_it_is_taken(
     config = Config.load(own(tmp_path), ["retrain.baselines=0", *changes])
     worker_dataset.cache_clear()
     with pytest.raises(InputError, match=rf"{key}: |{key}, "):
-        Pipeline(config, RunFolder(tmp_path), console=Console(quiet=True))._check()
+        run = Pipeline(config, RunFolder(tmp_path), console=Console(quiet=True))
+        check_run(run.dataset, run.plan(), run.folder, run.device)
 
 
 def test_pictures_that_the_memory_could_not_hold_are_not_read(tmp_path, monkeypatch):

@@ -19,7 +19,6 @@ from blocksearch.nas_bench_201 import MOST_TABLE_CHARACTERS, read_rows
 from evaluation.errors import InputError
 from evaluation.files.bounded import MOST_LOG_BYTES, read_bounded
 from evaluation.files.manifest import MANIFEST, digest_of, enlist, first_line
-from evaluation.files.run_folder import RunFolder
 from evaluation.files.track import _NewLines
 from evaluation.training.checkpoint import FORMAT, Checkpoint, Position
 from evaluation.training.weights import read_weights
@@ -229,15 +228,6 @@ def test_a_listed_file_that_is_a_pipe_is_not_waited_for(tmp_path):
         digest_of(tmp_path / "pipe")
     with pytest.raises(InputError, match="expected a file, got a pipe"):
         list(_NewLines(tmp_path / "pipe").read())
-
-
-def test_lines_of_an_older_run_are_sealed_within_the_same_bound(tmp_path):
-    from evaluation.files.run_folder import _seal_lines
-
-    path = RunFolder(tmp_path).metrics
-    terabyte(path)
-    with pytest.raises(InputError, match=r"metrics\.jsonl: expected at most 1,073,741,824 bytes"):
-        _seal_lines(path, "salt")
 
 
 def test_a_checkpoint_may_be_as_large_as_the_memory_and_no_larger(tmp_path, monkeypatch):

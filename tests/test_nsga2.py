@@ -134,7 +134,7 @@ def test_a_failed_network_never_stands_on_the_front_and_is_told_as_finite_and_in
 
     def estimate(record, build, context, recipe):
         failed = replace(record, failure="RuntimeError: out of memory")
-        return failed if fails(record.genome) else learn(record, build, context)
+        return failed if fails(record.genome) else learn(record, build, context, recipe)
 
     replace_training(monkeypatch, estimate)
     records = run(tmp_path, "nsga2", problem_of(costs=costs), evaluations=120)

@@ -157,7 +157,7 @@ def test_failed_networks_never_stand_on_the_front_and_the_search_goes_on(
 ):
     def estimate(record, build, context, recipe):
         failed = replace(record, failure="RuntimeError: out of memory")
-        return failed if fails(record.genome) else learn(record, build, context)
+        return failed if fails(record.genome) else learn(record, build, context, recipe)
 
     calls = replace_training(monkeypatch, estimate)
     batches, lines = [], []
@@ -188,7 +188,7 @@ def test_halving_evaluates_what_it_passed_over_once_nothing_new_comes_up_but_no_
 ):
     def estimate(record, build, context, recipe):
         failed = replace(record, failure="RuntimeError: no")
-        return failed if record.genome[0] else learn(record, build, context)
+        return failed if record.genome[0] else learn(record, build, context, recipe)
 
     replace_training(monkeypatch, estimate)
     batches, sizes = [], {"evaluations": 14, "population": 6, "rungs": 2}

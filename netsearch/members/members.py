@@ -170,13 +170,13 @@ class Members:
         Raises:
             InputError: If there is nothing to measure one with.
         """
-        from netsearch.members.saved import load_stack
-
         kinds = list(kinds)
         found = []
         for record in records:
             lacking = [kind for kind in kinds if kind.name not in record.cost.known()]
             if lacking:
+                from netsearch.members.saved import load_stack  # imports torch
+
                 stack = load_stack(self.weights(record))
                 values = {kind.name: kind.of(stack) for kind in lacking}
                 record = replace(record, cost=record.cost.with_values(values))
