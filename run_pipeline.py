@@ -326,7 +326,7 @@ def export(
 @guarded
 def predict(
     folder: Folder,
-    id: Annotated[str, typer.Argument(metavar="ID", help="Of a member, or its beginning.")],
+    id: Annotated[str, typer.Argument(metavar="ID", help="Id of a member, or its first letters.")],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files.")],
     top: Annotated[int, typer.Option(min=1, help="How many classes of each picture.")] = 3,
     as_json: AsJson = False,

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-LEAST_MODELS, LEAST_FACTOR, LEAST_ACCURACY = 5, 10.0, 0.97
+MIN_MODELS, MIN_FACTOR, MIN_ACCURACY = 5, 10.0, 0.97
 
 
 def main(folder: Path) -> None:
@@ -23,13 +23,13 @@ def main(folder: Path) -> None:
     best = max(one["test_accuracy"] or 0.0 for one in front)
     hypervolume = json.loads((folder / "pareto.json").read_text())["hypervolume"]
     facts = [
-        (f"models on the front: {len(front)}", len(front) >= LEAST_MODELS),
+        (f"models on the front: {len(front)}", len(front) >= MIN_MODELS),
         (f"dominated among them: {dominated}", dominated == 0),
         (
             f"factor in params: {max(params) / min(params):.1f}",
-            max(params) >= LEAST_FACTOR * min(params),
+            max(params) >= MIN_FACTOR * min(params),
         ),
-        (f"best mean test accuracy: {best:.4f}", best >= LEAST_ACCURACY),
+        (f"best mean test accuracy: {best:.4f}", best >= MIN_ACCURACY),
         (f"hypervolume: {hypervolume}", {"surrogate search", "random search"} <= set(hypervolume)),
     ]
     for fact, holds in facts:

@@ -46,14 +46,15 @@ from evaluation.records import ModelRecord
 from evaluation.training.context import RunContext
 from evaluation.training.loop import seeded_model
 from evaluation.workers.workers import Workers
-from netsearch.search import Images, NetworkStage, hypervolume_box
+from netsearch.search import NetworkStage, hypervolume_box
 from netsearch.space.genome import GenomeSpace
 from netsearch.space.latency_table import EMPTY, LatencyTable, all_parts, export_parts, parts
 from netsearch.space.latency_table import ROUNDS as PART_ROUNDS
 from netsearch.space.network import builder
+from netsearch.space.networks import InputForm, Networks
 from netsearch.space.problem import NetworkProblem
 
-IMAGES = Images((3, 32, 32), 10)
+IMAGES = InputForm((3, 32, 32), 10)
 DEPTHS, WIDTHS = (1, 2, 3), (4, 8, 16, 24)
 BLOCKS = {NORMAL: 3, REDUCTION: 2}
 ROUNDS = 9  # through all parts and networks; the least counts, as in the table
@@ -124,17 +125,17 @@ def additive(library: BlockLibrary, out: Path, count: int, seed: int) -> dict[st
     """Compare sums of parts, FLOPs and params with whole networks, in both runtimes."""
     names = library.names(NORMAL), library.names(REDUCTION)
     space = GenomeSpace(3, DEPTHS, WIDTHS, *names)
-    networks = space, library.cells, IMAGES.shape, IMAGES.classes
+    networks = Networks(space, library.cells, IMAGES.shape, IMAGES.classes)
     stacks = spaced(space, library, count, seed)
     files = out / f"onnx-{seed}"
-    export_parts(*networks, files, print)
+    export_parts(networks, files, print)
     export_networks(stacks, files)
 
     def in_torch() -> list[Any]:
         # Parts and networks in turn, and equally often: other work slows both alike.
         tables, wholes = [], []
         for _ in range(ROUNDS // PART_ROUNDS):
-            tables.append(LatencyTable.measure(*networks, "cpu").to_json())
+            tables.append(LatencyTable.measure(networks, "cpu").to_json())
             wholes += [round_ms(stacks, IMAGES.shape) for _ in range(PART_ROUNDS)]
         return [{**tables[0], "parts_ms": least([t["parts_ms"] for t in tables])}, least(wholes)]
 
@@ -143,8 +144,8 @@ def additive(library: BlockLibrary, out: Path, count: int, seed: int) -> dict[st
     where = out / f"onnx-{seed}.json"
     kept(where, lambda: time_folder(files, Options(seconds=FILE_S, rounds=ROUNDS)))
     timed = DeviceLatencies.load(where)
-    onnx_table = LatencyTable.from_device(timed, *networks)
-    raw = replace(onnx_table, parts_ms=timed.of(all_parts(*networks), "them"))
+    onnx_table = LatencyTable.from_device(timed, networks)
+    raw = replace(onnx_table, parts_ms=timed.of(all_parts(networks), "them"))
     onnx_ms = timed.of(list(stacks), "them")
     ones = list(stacks.values())
     measured = {
@@ -200,7 +201,7 @@ def fronts(library: BlockLibrary | None, out: Path, data: Path | None, seed: int
         settings = (*changes, f"netsearch.costs=[{cost}]", "netsearch.random_search=false")
         config = Config.load(FOLDER / name, settings)
         dataset = worker_dataset(config.data, seed, "cpu")
-        images = Images(dataset.image_shape, dataset.classes)
+        images = InputForm(dataset.image_shape, dataset.classes)
         blocks = library or random_library(images.shape[1:], seed)
         folder = out / f"{'digits' if data is None else 'cifar10'}-{seed}-{cost}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -215,7 +216,7 @@ def fronts(library: BlockLibrary | None, out: Path, data: Path | None, seed: int
     }
     stacks = {r.id: problem.stack(r.genome) for front in found.values() for r in front}
     where = out / f"{'digits' if data is None else 'cifar10'}-{seed}-members.json"
-    shape = problem.image_shape
+    shape = problem.networks.image_shape
     ms = kept(where, lambda: least([round_ms(stacks, shape) for _ in range(PART_ROUNDS)]))
     members = {
         cost: [replace(r, cost=r.cost.with_latency(ms[r.id])) for r in front]

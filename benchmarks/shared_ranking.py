@@ -50,6 +50,7 @@ from netsearch.space.genome import (  # noqa: E402
     stages_for,
 )
 from netsearch.space.network import builder, predict_cost  # noqa: E402
+from netsearch.space.networks import Networks  # noqa: E402
 
 PROXY_SEEDS = (0, 1)
 SIZE_STEPS = 8  # networks are spread evenly over so many sizes, from the least to the largest
@@ -101,7 +102,7 @@ class Task:
         """Train shared weights."""
         dataset = self.dataset
         shared = SharedWeights(
-            self.space, self.cells, dataset.image_shape, dataset.classes, seed=seed
+            Networks(self.space, self.cells, dataset.image_shape, dataset.classes), seed=seed
         )
         train_shared(shared, dataset, config, recipe, seed=seed, augment=self.data.augment)
         return shared

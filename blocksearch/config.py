@@ -12,12 +12,12 @@ from pydantic_core import InitErrorDetails
 from blocksearch import nas_bench_201
 from blocksearch.engine import WeightConfig
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS, OPS
-from blocksearch.space import MOST_NODES, SearchSpace
+from blocksearch.space import MAX_NODES, SearchSpace
 from blocksearch.strategies import STRATEGIES
-from evaluation.training.loop import MOST_COUNTED, Precision
+from evaluation.training.loop import MAX_COUNTED, Precision
 
 OP_SETS = {"darts": DARTS_OPS, "light": LIGHT_OPS}
-MOST_SEARCHES, MOST_CHANNELS, MOST_CELLS = 1000, 4096, 100
+MAX_SEARCHES, MAX_CHANNELS, MAX_CELLS = 1000, 4096, 100
 SEED_STRIDE = 1000  # distance between the search seeds of two run seeds
 
 
@@ -28,11 +28,11 @@ class BlockSearchConfig(BaseModel):
 
     ops: Literal["light", "darts", "nas_bench_201"] | tuple[str, ...]
     nodes: int = Field(ge=1, le=6)
-    edges_per_node: int = Field(ge=1, le=MOST_NODES)
-    channels: int = Field(ge=4, multiple_of=4, le=MOST_CHANNELS)
-    cells: int = Field(ge=2, le=MOST_CELLS)
-    epochs: int = Field(ge=1, le=MOST_COUNTED)
-    batch_size: int = Field(ge=2, le=MOST_COUNTED)
+    edges_per_node: int = Field(ge=1, le=MAX_NODES)
+    channels: int = Field(ge=4, multiple_of=4, le=MAX_CHANNELS)
+    cells: int = Field(ge=2, le=MAX_CELLS)
+    epochs: int = Field(ge=1, le=MAX_COUNTED)
+    batch_size: int = Field(ge=2, le=MAX_COUNTED)
     seeds: tuple[Annotated[int, Field(ge=0, lt=SEED_STRIDE)], ...] = Field(min_length=1)
     complexity_cost: Literal["params", "flops"]
     precision: Precision = "float32"
@@ -107,11 +107,11 @@ class BlockSearchConfig(BaseModel):
             for name, settings in self.strategies.items()
         }
         count = sum(map(math.prod, lists.values())) * len(self.seeds)
-        if count > MOST_SEARCHES:
+        if count > MAX_SEARCHES:
             largest = max(lists, key=lambda name: math.prod(lists[name]))
             raise ValueError(
                 f"strategies.{largest}: expected lists and seeds that make at most "
-                f"{MOST_SEARCHES:,} searches, got {count if count < 10**18 else '10**18 or more'}"
+                f"{MAX_SEARCHES:,} searches, got {count if count < 10**18 else '10**18 or more'}"
             )
 
 

@@ -17,7 +17,7 @@ from blocksearch.supernet.supernet import Supernet
 from evaluation.data.batches import batches, cycle
 from evaluation.data.config import AugmentConfig
 from evaluation.data.dataset import Split
-from evaluation.files.bounded import MOST_NUMBER
+from evaluation.files.bounded import MAX_NUMBER
 from evaluation.training.checkpoint import Checkpoint, Position, Stateful
 from evaluation.training.cuda_graphs import CapturedStep, graphs_for
 from evaluation.training.loop import EVALUATION_BATCH, TrainingError, cosine, epoch_generator
@@ -35,8 +35,8 @@ class StrategyConfig(BaseModel):
 class AdamConfig(StrategyConfig):
     """Base of those whose logits learn by Adam; the defaults are PC-DARTS's."""
 
-    alpha_learning_rate: float = Field(default=6e-4, gt=0, le=MOST_NUMBER)
-    alpha_weight_decay: float = Field(default=1e-3, ge=0, le=MOST_NUMBER)
+    alpha_learning_rate: float = Field(default=6e-4, gt=0, le=MAX_NUMBER)
+    alpha_weight_decay: float = Field(default=1e-3, ge=0, le=MAX_NUMBER)
     alpha_beta1: float = Field(default=0.5, ge=0, lt=1)
     alpha_beta2: float = Field(default=0.999, ge=0, lt=1)
 
@@ -57,11 +57,11 @@ class WeightConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    learning_rate: float = Field(gt=0, le=MOST_NUMBER)
-    learning_rate_end: float = Field(ge=0, le=MOST_NUMBER)
+    learning_rate: float = Field(gt=0, le=MAX_NUMBER)
+    learning_rate_end: float = Field(ge=0, le=MAX_NUMBER)
     momentum: float = Field(ge=0, lt=1)
-    weight_decay: float = Field(ge=0, le=MOST_NUMBER)
-    grad_clip: float = Field(gt=0, le=MOST_NUMBER)
+    weight_decay: float = Field(ge=0, le=MAX_NUMBER)
+    grad_clip: float = Field(gt=0, le=MAX_NUMBER)
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ SPACE = SearchSpace(
     output="last",
     dense=True,
 )
-MOST_TABLE_BYTES = 16 * 2**20  # compressed; the largest of ours has 1.5 million
-MOST_TABLE_CHARACTERS = 64 * 2**20  # the largest of ours has 3.5 million
+MAX_TABLE_BYTES = 16 * 2**20  # compressed; the largest of ours has 1.5 million
+MAX_TABLE_CHARACTERS = 64 * 2**20  # the largest of ours has 3.5 million
 CELLS = len(OPS) ** len(SPACE.edges)
 
 
@@ -143,11 +143,11 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         raise InputError(f"{path}: no such table")
     try:
-        packed = io.BytesIO(read_bounded(path, MOST_TABLE_BYTES))
+        packed = io.BytesIO(read_bounded(path, MAX_TABLE_BYTES))
         with gzip.open(packed, "rt", newline="") as file:
-            text = file.read(MOST_TABLE_CHARACTERS + 1)
-        if len(text) > MOST_TABLE_CHARACTERS:
-            raise InputError(f"{path}: expected at most {MOST_TABLE_CHARACTERS:,} characters")
+            text = file.read(MAX_TABLE_CHARACTERS + 1)
+        if len(text) > MAX_TABLE_CHARACTERS:
+            raise InputError(f"{path}: expected at most {MAX_TABLE_CHARACTERS:,} characters")
         return list(csv.DictReader(io.StringIO(text, newline="")))
     except (EOFError, OSError, UnicodeDecodeError, csv.Error, zlib.error) as error:
         raise InputError(f"{path}: damaged: {error}") from error

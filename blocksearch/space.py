@@ -8,8 +8,8 @@ from typing import Any, Literal, Self
 
 NORMAL, REDUCTION = "normal", "reduction"
 KINDS = (NORMAL, REDUCTION)
-MOST_NODES = 8  # of a cell in a file; 8! orders are hashed in about a second
-MOST_EDGES = 16  # of a node, likewise
+MAX_NODES = 8  # of a cell in a file; 8! orders are hashed in about a second
+MAX_EDGES = 16  # of a node, likewise
 Output = Literal["concat", "last"]
 
 
@@ -112,11 +112,11 @@ class Cell:
             ValueError: If there are too many nodes, inputs or edges, or an edge reads what is not
                 before it.
         """
-        if not 1 <= len(self.nodes) <= MOST_NODES or not 1 <= self.inputs <= MOST_NODES:
-            raise ValueError(f"expected 1 to {MOST_NODES} nodes and inputs")
+        if not 1 <= len(self.nodes) <= MAX_NODES or not 1 <= self.inputs <= MAX_NODES:
+            raise ValueError(f"expected 1 to {MAX_NODES} nodes and inputs")
         for number, node in enumerate(self.nodes):
-            if len(node) > MOST_EDGES:
-                raise ValueError(f"expected at most {MOST_EDGES} edges of a node")
+            if len(node) > MAX_EDGES:
+                raise ValueError(f"expected at most {MAX_EDGES} edges of a node")
             if any(not 0 <= edge.source < self.inputs + number for edge in node):
                 raise ValueError(f"node {number} reads what does not come before it")
         if not any(self.nodes):

@@ -12,7 +12,7 @@ from typing import Any
 from configs.keys import Table
 from configs.values import apply, parse, settle
 from evaluation.errors import InputError
-from evaluation.files.bounded import MOST_CONFIG_BYTES, read_bounded
+from evaluation.files.bounded import MAX_CONFIG_BYTES, read_bounded
 
 FOLDER = Path(__file__).parent
 MARKS = {  # at the beginning of a file; that of UTF-32 begins as that of UTF-16
@@ -46,7 +46,7 @@ def read_config(
     if not path.exists() and path.parent in (Path(), Path("configs")):
         path = FOLDER / path.name if (FOLDER / path.name).exists() else path
     try:
-        content = read_bounded(path, MOST_CONFIG_BYTES)
+        content = read_bounded(path, MAX_CONFIG_BYTES)
     except InputError:
         raise
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # or a path of no file

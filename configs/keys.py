@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 Kind = Literal["text", "choice", "whole", "number", "other"]
 KINDS: dict[Any, Kind] = {str: "text", Literal: "choice", int: "whole", float: "number"}
-MOST_MEANT = 3  # keys that an unknown one may stand for
+MAX_MEANT = 3  # keys that an unknown one may stand for
 NEAR, NEAR_ELSEWHERE = 0.7, 0.8  # of difflib, for keys of the same table and of others
 
 
@@ -76,7 +76,7 @@ def nearest(name: str, table: Table) -> list[str]:
     near = difflib.get_close_matches(plain, siblings, n=1, cutoff=NEAR)
     inside = [one for one in same if one.startswith(here)]
     if near or inside:
-        return [*(f"{here}{one}" for one in near), *_by_likeness(name, inside)][:MOST_MEANT]
+        return [*(f"{here}{one}" for one in near), *_by_likeness(name, inside)][:MAX_MEANT]
     if same:
         return _by_likeness(name, same)
     lasts = {one.rpartition(".")[2]: one for one in reversed(names)}
@@ -91,7 +91,7 @@ def either(words: Sequence[str]) -> str:
 
 
 def _by_likeness(name: str, names: list[str]) -> list[str]:
-    return difflib.get_close_matches(name, names, n=MOST_MEANT, cutoff=0.0)
+    return difflib.get_close_matches(name, names, n=MAX_MEANT, cutoff=0.0)
 
 
 def _taken(annotation: Any) -> Table | Value:

@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 from configs.keys import Table, Value, either, find, nearest
 from evaluation.files.bounded import Written
 
-MOST_TOLD, LONGEST = 20, 80  # problems; characters of a value
+MAX_TOLD, LONGEST = 20, 80  # problems; characters of a value
 
 BOUNDS = {  # type of pydantic -> what was expected, and the name of the bound in its context
     "greater_than": ("more than {}", "gt"),
@@ -66,8 +66,8 @@ def told(error: ValidationError, table: Table, within: str = "") -> str:
         else f"{key}: expected {' or '.join(dict.fromkeys(words))}, got {got}"
         for (key, got), words in found.items()
     ]
-    more = [f"and {len(lines) - MOST_TOLD:,} more"] if len(lines) > MOST_TOLD else []
-    return "; ".join([*lines[:MOST_TOLD], *more])
+    more = [f"and {len(lines) - MAX_TOLD:,} more"] if len(lines) > MAX_TOLD else []
+    return "; ".join([*lines[:MAX_TOLD], *more])
 
 
 def _follows(one: ErrorDetails) -> bool:

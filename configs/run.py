@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from evaluation.training.context import RunContext
     from netsearch.forecast.forecast import Plan
     from netsearch.members.exporting import Delivered
-    from netsearch.search import Images
+    from netsearch.space.networks import InputForm
     from netsearch.space.problem import OwnCost
 
 MOVED = "; --data says where the images of the run are, if they have moved"
@@ -133,13 +133,12 @@ class Run:
             Number of files.
         """
         from blocksearch.library import BlockLibrary
-        from netsearch.search import genome_space
+        from netsearch.search import networks_of
         from netsearch.space.latency_table import export_parts
 
         library = BlockLibrary.load(self.folder.blocks)
-        space = genome_space(self.config.netsearch, library, self.images)
-        shape, classes, say = self.images.shape, self.images.classes, self.console.print
-        return export_parts(space, library.cells, shape, classes, out, say)
+        networks = networks_of(self.config.netsearch, library, self.images)
+        return export_parts(networks, out, self.console.print)
 
     @property
     def members(self) -> Members:
@@ -167,11 +166,11 @@ class Run:
         return dataset
 
     @property
-    def images(self) -> "Images":
+    def images(self) -> "InputForm":
         """Shape and classes of the images."""
-        from netsearch.search import Images
+        from netsearch.space.networks import InputForm
 
-        return Images(self.dataset.image_shape, self.dataset.classes)
+        return InputForm(self.dataset.image_shape, self.dataset.classes)
 
     @property
     def preprocessing(self) -> "Preprocessing":

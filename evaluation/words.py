@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-MOST_NAMED = 3
+MAX_NAMED = 3
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
@@ -12,8 +12,8 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 def named(names: Sequence[object], *, separator: str = ", ") -> str:
     """Return the first names in one line, and how many more there are."""
-    more = len(names) - MOST_NAMED
-    first = separator.join(map(str, names[:MOST_NAMED])).replace("\n", "\\n")
+    more = len(names) - MAX_NAMED
+    first = separator.join(map(str, names[:MAX_NAMED])).replace("\n", "\\n")
     return f"{first} and {more:,} more" if more > 0 else first
 
 

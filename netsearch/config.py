@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, create_model, field_validator, model_validator
 
-from blocksearch.config import MOST_CELLS, MOST_CHANNELS
+from blocksearch.config import MAX_CELLS, MAX_CHANNELS
 from evaluation.cost.costs import COSTS
 from evaluation.cost.device_latency import LATENCY
 from evaluation.cost.kind import CostKind
-from evaluation.files.bounded import MOST_COUNT, MOST_NUMBER
+from evaluation.files.bounded import MAX_COUNT, MAX_NUMBER
 from evaluation.pareto.front import Budgets
 from evaluation.training.loop import TrainConfig
 from netsearch.estimators import ESTIMATORS
@@ -22,8 +22,8 @@ from netsearch.searches.protocol import SearchConfig
 def _budget(kind: CostKind) -> Any:
     """Return type and bounds of the key `max_<name>`."""
     if kind.whole:
-        return int | None, Field(default=None, ge=1, le=MOST_COUNT)
-    return float | None, Field(default=None, gt=0, le=MOST_NUMBER)
+        return int | None, Field(default=None, ge=1, le=MAX_COUNT)
+    return float | None, Field(default=None, gt=0, le=MAX_NUMBER)
 
 
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ else:  # a key for every cost, so that a new one needs no line here
 class NetSearchConfig(WithBudgets):
     """The table `netsearch`: the space, the budgets, the search, and how networks are judged."""
 
-    depths: tuple[Annotated[int, Field(le=MOST_CELLS)], ...] = Field(min_length=1)
-    widths: tuple[Annotated[int, Field(le=MOST_CHANNELS)], ...] = Field(min_length=1)
-    max_params: int | None = Field(ge=1, le=MOST_COUNT)
-    max_flops: int | None = Field(ge=1, le=MOST_COUNT)
+    depths: tuple[Annotated[int, Field(le=MAX_CELLS)], ...] = Field(min_length=1)
+    widths: tuple[Annotated[int, Field(le=MAX_CHANNELS)], ...] = Field(min_length=1)
+    max_params: int | None = Field(ge=1, le=MAX_COUNT)
+    max_flops: int | None = Field(ge=1, le=MAX_COUNT)
     latency: str | None = None
     costs: tuple[str, ...] = Field(min_length=1)
     estimate: Literal["proxy", "shared_weights"] = "proxy"

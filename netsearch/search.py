@@ -26,17 +26,10 @@ from netsearch.searches.protocol import Batch, run_search
 from netsearch.space.genome import Floats, GenomeSpace, stages_for
 from netsearch.space.latency_table import LatencyTable
 from netsearch.space.network import least_cells
+from netsearch.space.networks import InputForm, Networks
 from netsearch.space.problem import NetworkProblem, OwnCost
 
 EARLY_COUNTS = (PARAMS.name, FLOPS.name)  # of which the least is known before the blocks are
-
-
-@dataclass(frozen=True)
-class Images:
-    """What stage two must know of the images: shape (C, H, W) and number of classes."""
-
-    shape: tuple[int, int, int]
-    classes: int
 
 
 @dataclass
@@ -56,7 +49,7 @@ class NetworkStage:
 
     config: NetSearchConfig
     library: BlockLibrary
-    images: Images
+    images: InputForm
     context: RunContext
     folder: Path
     workers: Workers
@@ -154,14 +147,13 @@ class NetworkStage:
             return None
         path = self.folder / "latency.json"
         source = None if self.config.latency is None else Path(self.config.latency)
-        space = genome_space(self.config, self.library, self.images)
-        networks = space, self.library.cells, self.images.shape, self.images.classes
+        networks = networks_of(self.config, self.library, self.images)
         table = LatencyTable.load(path) if path.exists() else None
-        if table is None or not table.covers(*networks) or table.source != source:
+        if table is None or not table.covers(networks) or table.source != source:
             if source is None:
-                table = LatencyTable.measure(*networks, self.context.device)
+                table = LatencyTable.measure(networks, self.context.device)
             else:
-                table = LatencyTable.from_device(DeviceLatencies.load(source), *networks)
+                table = LatencyTable.from_device(DeviceLatencies.load(source), networks)
             table.save(path)
         return LatencyTable.load(path)
 
@@ -195,43 +187,47 @@ class NetworkStage:
         return Ranking.of([one for one, _ in pairs], [other for _, other in pairs])
 
 
-def genome_space(config: NetSearchConfig, library: BlockLibrary, images: Images) -> GenomeSpace:
-    """Return the networks that this library makes on these images."""
+def genome_space(config: NetSearchConfig, library: BlockLibrary, images: InputForm) -> GenomeSpace:
+    """Return the genomes of the networks that this library makes on these images."""
     normal, reduction = library.names(NORMAL), library.names(REDUCTION)
     stages = stages_for(images.shape[1:])
     return GenomeSpace(stages, config.depths, config.widths, normal, reduction)
 
 
+def networks_of(config: NetSearchConfig, library: BlockLibrary, images: InputForm) -> Networks:
+    """Return the networks that this library makes on these images."""
+    space = genome_space(config, library, images)
+    return Networks(space, library.cells, images.shape, images.classes)
+
+
 def network_problem(
     config: NetSearchConfig,
     library: BlockLibrary,
-    images: Images,
+    images: InputForm,
     latency: LatencyTable | None = None,
     own: Sequence[OwnCost] = (),
 ) -> NetworkProblem:
     """Return the networks that this library makes on these images, their costs and budgets."""
-    space = genome_space(config, library, images)
-    shape, classes = images.shape, images.classes
-    cells = library.cells
+    networks = networks_of(config, library, images)
     names = (*config.costs, *(one.kind.name for one in own if one.minimised))
     limits = {f"max_{one.kind.name}": one.limit for one in own}
     budgets = Budgets(**{f"max_{name}": top for name, top in config.budgets.limits}, **limits)
     kinds = tuple(one.kind for one in own)
-    return NetworkProblem(space, cells, shape, classes, budgets, names, latency, kinds)
+    return NetworkProblem(networks, budgets, names, latency, kinds)
 
 
 def hypervolume_box(problem: NetworkProblem) -> Box:
     """Return the box of the hypervolume, from the space and the budgets alone."""
     least, largest = problem.bounds
     return Box(
-        worst_error=1.0 - 1.0 / problem.classes,
+        worst_error=1.0 - 1.0 / problem.networks.classes,
         least=tuple(map(float, least)),
         reference=tuple(map(float, largest)),
         costs=problem.cost_names,
     )
 
 
-def check_budgets_early(config: NetSearchConfig, space: SearchSpace, images: Images) -> None:
+def check_budgets_early(config: NetSearchConfig, space: SearchSpace, images: InputForm) -> None:
     """Refuse, before any search, hard budgets that not even the cheapest cells could keep.
 
     Raises:
@@ -242,7 +238,7 @@ def check_budgets_early(config: NetSearchConfig, space: SearchSpace, images: Ima
     shape, classes = images.shape, images.classes
     for name in EARLY_COUNTS:
         cells = least_cells(space, name)
-        problem = NetworkProblem(genomes, cells, shape, classes, Budgets())
+        problem = NetworkProblem(Networks(genomes, cells, shape, classes), Budgets())
         check_budget(config.budgets, problem, name)
 
 

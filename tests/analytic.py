@@ -30,6 +30,7 @@ from netsearch.estimators.proxy import ProxyTraining
 from netsearch.searches import SEARCHES
 from netsearch.searches.protocol import Batch, SearchConfig, run_search
 from netsearch.space.genome import Floats, Genome, GenomeSpace
+from netsearch.space.networks import Networks
 from netsearch.space.problem import NetworkProblem
 
 SHAPE, CLASSES = (1, 8, 8), 10
@@ -104,7 +105,7 @@ def problem_of(
     costs: tuple[str, ...] = ("params",),
 ) -> NetworkProblem:
     """Return the networks of a space, with the cells and the images of this file."""
-    return NetworkProblem(space, CELLS, SHAPE, CLASSES, budgets or Budgets(), costs)
+    return NetworkProblem(Networks(space, CELLS, SHAPE, CLASSES), budgets or Budgets(), costs)
 
 
 def genomes_of(space: GenomeSpace) -> list[Genome]:

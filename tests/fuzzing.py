@@ -31,7 +31,7 @@ from evaluation.deploy.onnx_files import onnx_session
 from evaluation.errors import InputError
 from evaluation.files.archive import Archive
 from evaluation.files.atomic import write_json
-from evaluation.files.bounded import MOST_LOG_BYTES, read_bounded
+from evaluation.files.bounded import MAX_LOG_BYTES, read_bounded
 from evaluation.files.events import epochs_and_warnings
 from evaluation.files.manifest import MANIFEST, Manifest, digest_of, entry, first_line
 from evaluation.files.run_folder import Facts, RunFolder
@@ -50,6 +50,7 @@ from netsearch.members.saved import Description, load_network
 from netsearch.outcome import Outcome, Ranking
 from netsearch.space.genome import GenomeSpace, NetworkSpec, Stage
 from netsearch.space.latency_table import LatencyTable
+from netsearch.space.networks import Networks
 
 CELL = SearchSpace(LIGHT_OPS, nodes=2)
 CELLS = {name: CELL.random_cell(random.Random(seed)) for seed, name in enumerate(("n0", "r0"))}
@@ -130,7 +131,7 @@ def write_model(path: Path) -> None:
 def write_shared(path: Path) -> None:
     """Write shared weights."""
     space = GenomeSpace(2, (1,), (4,), ("n0",), ("r0",))
-    SharedWeights(space, CELLS, (1, 8, 8), 2).save(path)
+    SharedWeights(Networks(space, CELLS, (1, 8, 8), 2)).save(path)
 
 
 def write_onnx(path: Path) -> None:
@@ -168,7 +169,7 @@ def write_content(path: Path) -> None:
 
 def read_content(path: Path) -> None:
     """Read it behind a hash that is right: a stranger can compute one."""
-    data, whole = read_bounded(path, MOST_LOG_BYTES), path.with_name("seed-0.ckpt")
+    data, whole = read_bounded(path, MAX_LOG_BYTES), path.with_name("seed-0.ckpt")
     whole.write_bytes(CHECKPOINT + hashlib.sha256(data).digest() + data)
     read_checkpoint(whole).end_epoch()
 

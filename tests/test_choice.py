@@ -288,7 +288,7 @@ def test_nothing_that_fits_is_answered_with_the_nearest_and_what_it_misses():
     assert [m.excess for m in choice.misses] == pytest.approx([0.25, 0.25, 1 / 6])
     lines = choice.lines()
     assert lines[0].startswith("nothing fits")
-    assert "missed: 100 params are 20 params (25.0%) over the budget of 80 params" in lines
+    assert "missed: 100 params: 20 params (25.0%) over the budget of 80 params" in lines
     assert "missed: test accuracy 0.5000 is 10.00 points under 0.6000" in lines
     assert not any("optimistic" in line for line in lines)
 

@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
-from blocksearch.config import MOST_SEARCHES, BlockSearchConfig
+from blocksearch.config import MAX_SEARCHES, BlockSearchConfig
 from blocksearch.strategies import STRATEGIES
 from configs.experiment import Config
 from evaluation.data.config import DataConfig
@@ -126,9 +126,9 @@ def test_more_searches_than_can_be_written_are_refused():
 
 
 def test_as_many_searches_as_are_said_are_taken_and_not_one_more():
-    rates = [number / 10**6 for number in range(1, 1 + MOST_SEARCHES)]
+    rates = [number / 10**6 for number in range(1, 1 + MAX_SEARCHES)]
     found = blocks(strategies={"darts": {"alpha_learning_rate": rates}}, seeds=[0])
-    assert len(found.searches(0)) == MOST_SEARCHES
+    assert len(found.searches(0)) == MAX_SEARCHES
     with pytest.raises(ValidationError, match=r"searches, got 1001 "):
         blocks(strategies={"pc_darts": {}, "darts": {"alpha_learning_rate": rates}}, seeds=[0])
     with pytest.raises(ValidationError, match="searches, got 2000"):

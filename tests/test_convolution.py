@@ -192,7 +192,7 @@ def test_the_doctor_names_the_library_and_tells_a_process_that_dies(monkeypatch)
         monkeypatch.setattr(doctor, "TRIAL", code)
         assert doctor.overwrites_memory() is verdict
     monkeypatch.setattr(doctor, "TRIAL", "import time; time.sleep(60)")
-    monkeypatch.setattr(doctor, "MOST_SECONDS", 1)
+    monkeypatch.setattr(doctor, "MAX_SECONDS", 1)
     assert doctor.overwrites_memory() is True
     said = dict(doctor.facts())
     assert said["oneDNN"] == doctor.onednn_version()

@@ -289,6 +289,7 @@ def test_a_step_is_named_by_its_transit_cells_once_they_have_settled(make_dca):
     assert make_dca(cells=5, transit=False).schedule(0.0) == "both"
 
 
+@pytest.mark.slow
 def test_a_search_under_a_budget_is_replayed_and_resumed_bit_for_bit(
     make_dca, period_split, monkeypatch, tmp_path
 ):

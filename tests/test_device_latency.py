@@ -24,7 +24,7 @@ from evaluation.training.context import RunContext
 from evaluation.training.loop import TrainConfig, seeded_model
 from evaluation.workers.workers import Workers
 from netsearch.config import NetSearchConfig
-from netsearch.search import Images, NetworkStage
+from netsearch.search import NetworkStage
 from netsearch.space.genome import GenomeSpace
 from netsearch.space.latency_table import (
     EMPTY,
@@ -35,6 +35,7 @@ from netsearch.space.latency_table import (
     parts,
 )
 from netsearch.space.network import builder
+from netsearch.space.networks import InputForm, Networks
 
 SHAPE, CLASSES = (3, 16, 16), 10
 SPACE = GenomeSpace(2, depths=(1, 2), widths=(4,), normal=("normal-1",), reduction=("reduction-1",))
@@ -64,7 +65,7 @@ def exported(library, tmp_path_factory):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     folder = tmp_path_factory.mktemp("device")
-    count = export_parts(SPACE, library.cells, SHAPE, CLASSES, folder / "parts")
+    count = export_parts(Networks(SPACE, library.cells, SHAPE, CLASSES), folder / "parts")
     out = ["--out", str(folder / "pi.json"), "--device", "my board"]
     measure_on_device([str(folder / "parts"), *out, "--seconds", "0"])
     return folder, count
@@ -105,7 +106,7 @@ def test_the_exported_parts_are_those_of_every_network(library, exported):
 def test_an_exported_part_computes_what_the_part_does(library, exported):
     import onnxruntime
 
-    for name, part in all_parts(SPACE, library.cells, SHAPE, CLASSES).items():
+    for name, part in all_parts(Networks(SPACE, library.cells, SHAPE, CLASSES)).items():
         path = str(exported[0] / "parts" / part_file(name))
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         states = [torch.randn(2, *shape) for shape in part.input_shapes]
@@ -122,26 +123,26 @@ def test_parts_that_are_there_are_not_exported_again(library, exported, monkeypa
     monkeypatch.setattr(
         "netsearch.space.latency_table.save_onnx", lambda *args, **more: written.append(args)
     )
-    export_parts(SPACE, library.cells, SHAPE, CLASSES, folder / "parts")
+    export_parts(Networks(SPACE, library.cells, SHAPE, CLASSES), folder / "parts")
     assert written == []
     lines = []
     wider = replace(SPACE, widths=(4, 8))
-    export_parts(wider, library.cells, SHAPE, CLASSES, folder / "parts", lines.append)
+    export_parts(Networks(wider, library.cells, SHAPE, CLASSES), folder / "parts", lines.append)
     assert len(written) == len(lines) == count - 1  # those of the new width
     assert all("C=8" in line or "24" in line or "8->10" in line for line in lines)
 
 
 def test_the_file_names_of_parts_are_safe_and_differ(library):
-    names = [*all_parts(SPACE, library.cells, SHAPE, CLASSES), "normal a b", "normal a-b"]
+    names = [*all_parts(Networks(SPACE, library.cells, SHAPE, CLASSES)), "normal a b", "normal a-b"]
     files = [part_file(name) for name in names]
     assert len(set(files)) == len(names)
     assert all(re.fullmatch(r"[A-Za-z0-9-]+\.onnx", file) for file in files)
 
 
 def test_a_devices_latencies_become_costs_of_genomes_by_an_exact_sum(library, tmp_path):
-    needed = all_parts(SPACE, library.cells, SHAPE, CLASSES)
+    needed = all_parts(Networks(SPACE, library.cells, SHAPE, CLASSES))
     measured = DeviceLatencies.load(device_json(tmp_path / "pi.json", needed))
-    table = LatencyTable.from_device(measured, SPACE, library.cells, SHAPE, CLASSES)
+    table = LatencyTable.from_device(measured, Networks(SPACE, library.cells, SHAPE, CLASSES))
     ms = {name: 2.0**i for i, name in enumerate(needed)}
     for genome in np.ndindex(*(SPACE.upper + 1)):
         stack = builder(SPACE.decode(genome), library.cells, SHAPE, CLASSES)
@@ -155,12 +156,12 @@ def test_a_devices_latencies_become_costs_of_genomes_by_an_exact_sum(library, tm
 
 
 def test_a_part_that_takes_no_longer_than_an_empty_run_still_takes_time(library, tmp_path):
-    needed = all_parts(SPACE, library.cells, SHAPE, CLASSES)
+    needed = all_parts(Networks(SPACE, library.cells, SHAPE, CLASSES))
     files = dict.fromkeys([*needed, EMPTY], entry(0.5))
     path = tmp_path / "pi.json"
     path.write_text(json.dumps(document(files=files)))
     measured = DeviceLatencies.load(path)
-    table = LatencyTable.from_device(measured, SPACE, library.cells, SHAPE, CLASSES)
+    table = LatencyTable.from_device(measured, Networks(SPACE, library.cells, SHAPE, CLASSES))
     assert all(0 < ms <= 0.5 for ms in table.parts_ms.values())
 
 
@@ -246,11 +247,11 @@ def stage(folder, library, source=None, **changes):
         **fields,
     )
     training = RunContext(DataConfig(name="digits"), 0, "cpu", folder / "m.jsonl")
-    return NetworkStage(config, library, Images(SHAPE, CLASSES), training, folder, Workers(1))
+    return NetworkStage(config, library, InputForm(SHAPE, CLASSES), training, folder, Workers(1))
 
 
 def test_a_run_goes_on_without_the_json_that_it_began_with(library, tmp_path):
-    needed = all_parts(SPACE, library.cells, SHAPE, CLASSES)
+    needed = all_parts(Networks(SPACE, library.cells, SHAPE, CLASSES))
     source = device_json(tmp_path / "pi.json", needed)
     run = tmp_path / "run"
     run.mkdir()
@@ -265,7 +266,7 @@ def test_a_run_goes_on_without_the_json_that_it_began_with(library, tmp_path):
 
 
 def test_a_table_of_another_origin_or_for_other_networks_is_not_used(library, tmp_path):
-    needed = all_parts(SPACE, library.cells, SHAPE, CLASSES)
+    needed = all_parts(Networks(SPACE, library.cells, SHAPE, CLASSES))
     here = stage(tmp_path, library).problem.latency
     assert here.source is None
     source = device_json(tmp_path / "pi.json", needed)
@@ -278,7 +279,7 @@ def test_a_table_of_another_origin_or_for_other_networks_is_not_used(library, tm
 
 
 def test_a_json_of_other_parts_is_refused(library, tmp_path):
-    needed = list(all_parts(SPACE, library.cells, SHAPE, CLASSES))
+    needed = list(all_parts(Networks(SPACE, library.cells, SHAPE, CLASSES)))
     source = device_json(tmp_path / "pi.json", needed[:-1])
     message = rf"pi\.json: a latency JSON for other files: .*export DIR --parts.*{needed[-1]}"
     with pytest.raises(InputError, match=message):

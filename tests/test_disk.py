@@ -26,7 +26,7 @@ CAPTURED = {"capture_output": True, "text": True, "timeout": 300}
 NO_ROOM = os.strerror(errno.ENOSPC)
 RECORD = ModelRecord("a", (1,), ("n",), Cost(1, 2), seed=0, valid_accuracy=0.5)
 LATER = ModelRecord("b", (2,), ("n",), Cost(1, 2), seed=0, valid_accuracy=0.25)
-MOST_ATTEMPTS = 100
+MAX_ATTEMPTS = 100
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def attempts_until_done(folder, writes, key):
             failed.append(here)
         return here is not None
 
-    for _ in range(MOST_ATTEMPTS):
+    for _ in range(MAX_ATTEMPTS):
         before = len(failed)
         with writes(is_full):
             try:

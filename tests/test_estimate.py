@@ -27,6 +27,7 @@ from netsearch.estimators.evaluator import Evaluator
 from netsearch.estimators.proxy import ProxyTraining, estimate, proxy_epochs
 from netsearch.searches.protocol import Batch
 from netsearch.space.genome import GenomeSpace
+from netsearch.space.networks import Networks
 from netsearch.space.problem import NetworkProblem
 
 SPACE = GenomeSpace(2, depths=(1, 2), widths=(4, 8), normal=("n0", "n1"), reduction=("r0",))
@@ -107,7 +108,7 @@ def problem_of(budgets=None):
     generator, space = random.Random(0), SearchSpace(LIGHT_OPS, nodes=2)
     normal, reduction = space.random_cell(generator), space.random_cell(generator)
     cells = {"n0": normal, "n1": normal, "r0": reduction}
-    return NetworkProblem(SPACE, cells, (1, 8, 8), 10, budgets or Budgets())
+    return NetworkProblem(Networks(SPACE, cells, (1, 8, 8), 10), budgets or Budgets())
 
 
 @pytest.fixture

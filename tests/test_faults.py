@@ -203,6 +203,7 @@ def interrupted(folder, name, sign):
 
 
 @needs_proc
+@pytest.mark.slow
 def test_sigterm_ends_a_run_with_its_workers_and_says_how_to_go_on(tmp_path):
     status, last = interrupted(tmp_path, "SIGTERM", "archive.jsonl")
     assert (status, last) == (143, "terminated; the same command continues the run")

@@ -172,7 +172,7 @@ def test_a_forecast_says_what_it_consists_of():
 
 
 def test_a_forecast_leaves_threads_and_random_state_as_they_were(digits, monkeypatch):
-    monkeypatch.setattr(timed_steps, "MOST_REPEATS", 1)
+    monkeypatch.setattr(timed_steps, "MAX_REPEATS", 1)
     tiny = plan(*TINY, "retrain.baselines=1", "netsearch.random_search=true")
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     threads = torch.get_num_threads()
@@ -204,7 +204,7 @@ def test_the_forecast_of_a_run_is_of_the_stages_that_it_will_have(until, tmp_pat
 
 
 def test_shared_weights_are_timed_where_they_judge(digits, monkeypatch):
-    monkeypatch.setattr(timed_steps, "MOST_REPEATS", 1)
+    monkeypatch.setattr(timed_steps, "MAX_REPEATS", 1)
     changes = (*TINY, "netsearch.estimate=shared_weights", "retrain.baselines=0")
     times = forecast_module.measure(digits, plan(*changes), "cpu", frozenset())
     assert times.shared_step_s > 0 and times.ready_made is None

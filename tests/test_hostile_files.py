@@ -15,9 +15,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from blocksearch.nas_bench_201 import MOST_TABLE_CHARACTERS, read_rows
+from blocksearch.nas_bench_201 import MAX_TABLE_CHARACTERS, read_rows
 from evaluation.errors import InputError
-from evaluation.files.bounded import MOST_LOG_BYTES, read_bounded
+from evaluation.files.bounded import MAX_LOG_BYTES, read_bounded
 from evaluation.files.manifest import MANIFEST, digest_of, enlist, first_line
 from evaluation.files.track import _NewLines
 from evaluation.training.checkpoint import FORMAT, Checkpoint, Position
@@ -177,7 +177,7 @@ def test_a_table_that_inflates_beyond_its_bound_is_refused(tmp_path):
     path = tmp_path / "nb201_accuracy.csv.gz"
     with gzip.open(path, "wb") as file:
         file.write(b"index,ops\n")
-        for _ in range(MOST_TABLE_CHARACTERS // 2**20):
+        for _ in range(MAX_TABLE_CHARACTERS // 2**20):
             file.write(bytes(2**20))
     assert path.stat().st_size < 100_000
     with pytest.raises(InputError, match="accuracy.csv.gz: expected at most 67,108,864"):
@@ -196,9 +196,9 @@ def test_a_table_with_a_damaged_stream_is_named(tmp_path):
 def test_a_table_of_the_most_characters_is_read(tmp_path, monkeypatch):
     path = tmp_path / "a.csv.gz"
     path.write_bytes(gzip.compress(b"index,ops\n1,0\n"))
-    monkeypatch.setattr("blocksearch.nas_bench_201.MOST_TABLE_CHARACTERS", 14)
+    monkeypatch.setattr("blocksearch.nas_bench_201.MAX_TABLE_CHARACTERS", 14)
     assert read_rows(path) == [{"index": "1", "ops": "0"}]
-    monkeypatch.setattr("blocksearch.nas_bench_201.MOST_TABLE_CHARACTERS", 13)
+    monkeypatch.setattr("blocksearch.nas_bench_201.MAX_TABLE_CHARACTERS", 13)
     with pytest.raises(InputError, match="at most 13 characters"):
         read_rows(path)
 
@@ -207,7 +207,7 @@ def test_a_manifest_of_a_terabyte_or_that_is_a_pipe_is_refused(tmp_path):
     manifest = tmp_path / MANIFEST
     manifest.write_bytes(first_line("run"))
     terabyte(manifest)
-    with pytest.raises(InputError, match=f"{MANIFEST}: expected at most {MOST_LOG_BYTES:,} bytes"):
+    with pytest.raises(InputError, match=f"{MANIFEST}: expected at most {MAX_LOG_BYTES:,} bytes"):
         enlist(tmp_path / "a.json", "00")
     manifest.unlink()
     os.mkfifo(manifest)

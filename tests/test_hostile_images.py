@@ -134,10 +134,10 @@ def test_a_decompression_bomb_is_refused_by_its_size_alone(side, tmp_path):
 
 
 def test_a_bomb_below_the_limit_of_pillow_names_the_pixels(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation.data.pictures, "MOST_PIXELS", 63)
+    monkeypatch.setattr(evaluation.data.pictures, "MAX_PIXELS", 63)
     with pytest.raises(InputError, match=r"a\.png: expected at most 63 pixels, got 64"):
         pixels(red(tmp_path / "a.png"))
-    monkeypatch.setattr(evaluation.data.pictures, "MOST_PIXELS", 64)
+    monkeypatch.setattr(evaluation.data.pictures, "MAX_PIXELS", 64)
     assert (pixels(tmp_path / "a.png") == RED).all()
 
 

@@ -20,6 +20,7 @@ from evaluation.errors import InputError
 from netsearch.space.genome import GenomeSpace, NetworkSpec, Stage
 from netsearch.space.latency_table import LatencyTable, parts
 from netsearch.space.network import builder
+from netsearch.space.networks import Networks
 
 SHAPE, CLASSES = (3, 16, 16), 10
 SPACE = GenomeSpace(2, depths=(1, 2, 4), widths=(4, 16, 32), normal=("n0", "n1"), reduction=("r0",))
@@ -33,7 +34,7 @@ def cells():
 
 @pytest.fixture(scope="module")
 def table(cells):
-    return LatencyTable.measure(SPACE, cells, SHAPE, CLASSES, "cpu")
+    return LatencyTable.measure(Networks(SPACE, cells, SHAPE, CLASSES), "cpu")
 
 
 def stack_of(genome, cells, space=SPACE):
@@ -182,7 +183,10 @@ def test_the_extremes_are_those_of_the_whole_space(cells, table):
     disordered = replace(table, parts_ms={n: generator.uniform(1, 9) for n in table.parts_ms})
     for one in (table, disordered):
         every = [one.of(stack_of(g, cells)) for g in np.ndindex(*(SPACE.upper + 1))]
-        found = [one.of(stack_of(g, cells)) for g in one.extreme_genomes(SPACE, cells)]
+        found = [
+            one.of(stack_of(g, cells))
+            for g in one.extreme_genomes(Networks(SPACE, cells, SHAPE, CLASSES))
+        ]
         assert found == pytest.approx([min(every), max(every)])
 
 

@@ -50,12 +50,12 @@ def test_the_front_of_a_history_is_that_of_all_it_was_told_after_every_batch():
 
 
 def test_a_model_learns_from_everything_until_it_is_too_much(monkeypatch):
-    monkeypatch.setattr(netsearch.searches.protocol, "MOST_LEARNT", 100)
+    monkeypatch.setattr(netsearch.searches.protocol, "MAX_LEARNT", 100)
     monkeypatch.setattr(netsearch.searches.protocol, "LEARNT_LATER", 40)
     genomes = genomes_of(SPACE)
     order = [genomes[index] for index in np.random.default_rng(1).permutation(300)]
     for history in told(order):
-        learnt, front = history.learnt().tolist(), history.front_indices().tolist()
+        learnt, front = history.learned_from().tolist(), history.front_indices().tolist()
         assert learnt == sorted(set(learnt))
         if len(history) <= 100:
             assert learnt == list(range(len(history)))

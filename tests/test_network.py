@@ -18,6 +18,7 @@ from evaluation.cost.counts import measure_cost
 from evaluation.pareto.front import Budgets
 from netsearch.space.genome import GenomeSpace, NetworkSpec, Stage, stages_for
 from netsearch.space.network import Network, builder, least_cells, predict_cost
+from netsearch.space.networks import Networks
 from netsearch.space.problem import NetworkProblem
 
 NORMAL_NAMES, REDUCTION_NAMES = ("n0", "n1"), ("r0", "r1")
@@ -104,7 +105,7 @@ def test_predicted_cost_is_exact_for_images_that_are_not_square():
 def test_extreme_costs_equal_brute_force_over_the_whole_space(ops, seed):
     space, cells = space_of(2, depths=(1, 3), widths=(4, 20)), library(ops, seed)
     costs = [predict_cost(space.decode(g), cells, (3, 9, 9), 10) for g in genomes_of(space)]
-    problem = NetworkProblem(space, cells, (3, 9, 9), 10, Budgets())
+    problem = NetworkProblem(Networks(space, cells, (3, 9, 9), 10), Budgets())
     assert len(costs) == space.size == 128
     for name in ("params", "flops", "bits"):
         counts = [cost.count(name) for cost in costs]

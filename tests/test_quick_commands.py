@@ -4,8 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 HEAVY = {
     "joblib",
     "matplotlib",
@@ -39,6 +37,5 @@ def test_the_pipeline_is_imported_without_what_computes():
     assert {"evaluation", "netsearch", "configs", "run_pipeline"} <= found
 
 
-@pytest.mark.parametrize("heavy", ["import torch", "import pymoo"])
-def test_a_planted_import_is_seen(heavy):
-    assert loaded(f"{heavy}\nimport run_pipeline") & HEAVY
+def test_a_planted_import_is_seen():
+    assert loaded("import pymoo\nimport run_pipeline") & HEAVY

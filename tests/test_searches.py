@@ -32,10 +32,11 @@ from evaluation.pareto.front import Budgets, pareto_set
 from evaluation.training.context import RunContext
 from evaluation.workers.workers import Workers
 from netsearch.config import NetSearchConfig
-from netsearch.search import Images, NetworkStage, hypervolume_box
+from netsearch.search import NetworkStage, hypervolume_box
 from netsearch.searches import LABELS, SEARCHES
 from netsearch.searches.protocol import Batch, SearchConfig, run_search
 from netsearch.space.latency_table import LatencyTable, parts
+from netsearch.space.networks import InputForm, Networks
 from netsearch.space.problem import NetworkProblem
 
 ALL = pytest.mark.parametrize("name", list(SEARCHES))
@@ -94,7 +95,7 @@ def test_a_search_spends_what_it_may_on_networks_that_are_distinct_and_new(
 @ALL
 def test_equal_networks_are_asked_for_once(tmp_path, trained, name):
     twins = {**CELLS, "n1": CELLS["n0"], "r1": CELLS["r0"]}
-    problem, batches = NetworkProblem(SPACE, twins, SHAPE, CLASSES, Budgets()), []
+    problem, batches = NetworkProblem(Networks(SPACE, twins, SHAPE, CLASSES), Budgets()), []
     run(tmp_path, name, problem, on_batch=batches.append, evaluations=40)
     asked = [(problem.id(g), batch.fidelity) for batch in batches for g in batch.genomes]
     assert len(asked) == len(set(asked)) == len(trained) and spent(batches) > 39
@@ -252,7 +253,7 @@ def latency_table():
 )
 def test_three_and_four_objectives_are_searched_as_well(tmp_path, trained, name, costs):
     table = latency_table() if "latency_ms" in costs else None
-    problem = NetworkProblem(SPACE, CELLS, SHAPE, CLASSES, Budgets(), costs, table)
+    problem = NetworkProblem(Networks(SPACE, CELLS, SHAPE, CLASSES), Budgets(), costs, table)
     every = [replace(record, cost=problem.cost(record.genome)) for record in every_record()]
     box, batches = hypervolume_box(problem), []
     records = run(tmp_path, name, problem, on_batch=batches.append, evaluations=80)
@@ -339,7 +340,7 @@ def stage(folder, **changes):
     return NetworkStage(
         NetSearchConfig(**fields),
         BlockLibrary.from_found(found, SHAPE[1:]),
-        Images(SHAPE, CLASSES),
+        InputForm(SHAPE, CLASSES),
         training,
         folder,
         Workers(1),

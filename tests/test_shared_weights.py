@@ -28,6 +28,7 @@ from netsearch.estimators.shared_training import (
 )
 from netsearch.estimators.shared_weights import SharedWeights
 from netsearch.space.genome import GenomeSpace, NetworkSpec, Stage
+from netsearch.space.networks import Networks
 
 SHAPE, CLASSES = (1, 8, 8), 10
 DATA = DataConfig(name="digits", valid_fraction=0.4, max_train_images=500)
@@ -78,7 +79,7 @@ def recipe(**changes):
 
 
 def store(space=SPACE, cells=CELLS, seed=0, shape=SHAPE):
-    return SharedWeights(space, cells, shape, CLASSES, seed=seed)
+    return SharedWeights(Networks(space, cells, shape, CLASSES), seed=seed)
 
 
 def images(count=6, shape=SHAPE, dtype=torch.float32):
@@ -404,7 +405,7 @@ def test_a_saved_store_is_loaded_with_all_that_belongs_to_it(tmp_path):
     loaded = SharedWeights.load(tmp_path / "weights.safetensors")
     assert torch.equal(loaded.weights, shared.weights)
     assert (loaded.space, loaded.cells) == (shared.space, shared.cells)
-    assert (loaded.image_shape, loaded.classes) == (SHAPE, CLASSES)
+    assert (loaded.networks.image_shape, loaded.networks.classes) == (SHAPE, CLASSES)
 
 
 @pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2]])

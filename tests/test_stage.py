@@ -23,8 +23,9 @@ from netsearch.estimators.shared_scoring import score
 from netsearch.estimators.shared_training import SharedWeightsConfig
 from netsearch.estimators.shared_weights import SharedWeights
 from netsearch.outcome import Outcome, Ranking
-from netsearch.search import Images, NetworkStage
+from netsearch.search import NetworkStage
 from netsearch.space.latency_table import LatencyTable
+from netsearch.space.networks import InputForm
 
 SHAPE, CLASSES = (1, 8, 8), 10
 DATA = DataConfig(name="digits", max_train_images=300)
@@ -59,7 +60,7 @@ def stage(folder, **changes):
         **changes,
     }
     training = RunContext(DATA, 0, "cpu", folder / "metrics.jsonl")
-    config, images = NetSearchConfig(**fields), Images(SHAPE, CLASSES)
+    config, images = NetSearchConfig(**fields), InputForm(SHAPE, CLASSES)
     return NetworkStage(config, library, images, training, folder, Workers(1))
 
 

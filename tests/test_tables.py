@@ -49,6 +49,7 @@ def test_the_nats_size_space_has_the_params_and_the_front_that_are_known(sizes):
     assert 0.9 < sizes.share(whole[::2]) < 1.0
 
 
+@pytest.mark.slow
 def test_nas_bench_201_has_its_published_optimum_and_costs(cells, data_root):
     assert len(cells.genomes) == 15_625
     assert 1 - cells.reported.min() == pytest.approx(0.943733, abs=1e-6)
@@ -60,6 +61,7 @@ def test_nas_bench_201_has_its_published_optimum_and_costs(cells, data_root):
     assert timed.costs(full).shape == (2, 2) and (timed.costs(full)[:, 1] > 0).all()
 
 
+@pytest.mark.slow
 def test_what_is_searched_is_validation_and_what_is_reported_is_test(cells, data_root):
     assert not np.array_equal(cells.errors, cells.reported)
     long = nb201(data_root, epochs=200)
@@ -73,6 +75,7 @@ def test_what_is_searched_is_validation_and_what_is_reported_is_test(cells, data
         cells.evaluate(Batch((genome,), 0.5))
 
 
+@pytest.mark.slow
 def test_features_do_not_see_ops_that_nothing_reaches(cells):
     # 01 02 12 03 13 23: without 01 nothing arrives at node 1, so 12 and 13 say nothing.
     one, other, third = cells.features([(0, 0, 3, 3, 3, 0), (0, 0, 0, 3, 0, 0), (1, 0, 3, 3, 3, 0)])
@@ -103,6 +106,7 @@ def test_in_100_evaluations_the_default_beats_nsga2_and_equals_its_400_on_the_si
     assert found.mean() >= longer.mean()
 
 
+@pytest.mark.slow
 def test_in_100_evaluations_the_default_beats_nsga2_on_cells(cells):
     seeds = range(6)
     found = np.array([share(cells, "surrogate", 100, 20, seed) for seed in seeds])

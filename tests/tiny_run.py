@@ -87,9 +87,9 @@ def few_widths() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ready_made, "WIDTHS", (0.025, 0.05))
-        ready_made._mobilenet_sizes.cache_clear()
+        ready_made._mobilenet_size.cache_clear()
         yield
-    ready_made._mobilenet_sizes.cache_clear()
+    ready_made._mobilenet_size.cache_clear()
 
 
 def run_whole(folder: Path) -> None:

@@ -30,7 +30,7 @@ from blocksearch.engine import (
 from blocksearch.kernels import compiled
 from blocksearch.relaxation import Gates, derive_strongest
 from blocksearch.supernet.forms import PLAIN
-from evaluation.files.bounded import MOST_NUMBER
+from evaluation.files.bounded import MAX_NUMBER
 
 Weights = dict[str, Tensor]  # of a supernet, by their names in it
 SHIFT = 0.01  # length of w+ - w, as in the paper
@@ -43,7 +43,7 @@ class DartsConfig(AdamConfig):
     """
 
     order: Literal["first", "second", "finite_difference"] = "first"
-    alpha_learning_rate: float = Field(default=3e-4, gt=0, le=MOST_NUMBER)
+    alpha_learning_rate: float = Field(default=3e-4, gt=0, le=MAX_NUMBER)
 
 
 class Darts:

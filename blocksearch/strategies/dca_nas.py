@@ -45,7 +45,7 @@ from blocksearch.strategies.budget import Budget, most_probable_cells
 from blocksearch.supernet.forms import Form
 from blocksearch.supernet.supernet import Supernet
 from evaluation.errors import InputError
-from evaluation.files.bounded import MOST_COUNT, MOST_NUMBER
+from evaluation.files.bounded import MAX_COUNT, MAX_NUMBER
 
 SETTLED_STEPS = 10  # a set of transit cells that stands so long is worth a capture
 
@@ -91,11 +91,11 @@ class Transit:
 class DcaNasConfig(AdamConfig):
     """The budget, how the supernet is made light, and Adam on the alphas."""
 
-    max_params: int | None = Field(default=None, ge=1, le=MOST_COUNT)
-    max_flops: int | None = Field(default=None, ge=1, le=MOST_COUNT)
-    search_budget: float = Field(default=1.0, gt=0, le=MOST_NUMBER)
-    price_learning_rate: float = Field(default=0.05, gt=0, le=MOST_NUMBER)
-    damping: float = Field(default=10.0, ge=0, le=MOST_NUMBER)
+    max_params: int | None = Field(default=None, ge=1, le=MAX_COUNT)
+    max_flops: int | None = Field(default=None, ge=1, le=MAX_COUNT)
+    search_budget: float = Field(default=1.0, gt=0, le=MAX_NUMBER)
+    price_learning_rate: float = Field(default=0.05, gt=0, le=MAX_NUMBER)
+    damping: float = Field(default=10.0, ge=0, le=MAX_NUMBER)
     bottleneck: int = Field(default=4, ge=1, le=64)
     transit: bool = True
 

@@ -44,7 +44,7 @@ from blocksearch.one_bit import OneBitConv2d
 from blocksearch.relaxation import Gates, derive_strongest
 from blocksearch.supernet.forms import PLAIN, Form
 from blocksearch.supernet.supernet import Supernet
-from evaluation.files.bounded import MOST_NUMBER
+from evaluation.files.bounded import MAX_NUMBER
 from evaluation.training.loop import cosine
 
 Hessian = Literal["exact", "fisher"]
@@ -64,14 +64,14 @@ class DcpNasConfig(AdamConfig):
         psi_learning_rate: Of psi.
     """
 
-    tangent_weight: float = Field(default=5e-3, ge=0, le=MOST_NUMBER)
-    reconstruction_weight: float = Field(default=0.2, ge=0, le=MOST_NUMBER)
+    tangent_weight: float = Field(default=5e-3, ge=0, le=MAX_NUMBER)
+    reconstruction_weight: float = Field(default=0.2, ge=0, le=MAX_NUMBER)
     hessian: Hessian = "exact"
     decoupled: bool = True
-    child_learning_rate: float = Field(default=1e-2, gt=0, le=MOST_NUMBER)
-    pull: float = Field(default=1e-2, ge=0, le=MOST_NUMBER)
-    psi_start: float = Field(default=1e-3, ge=0, le=MOST_NUMBER)
-    psi_learning_rate: float = Field(default=1e-3, ge=0, le=MOST_NUMBER)
+    child_learning_rate: float = Field(default=1e-2, gt=0, le=MAX_NUMBER)
+    pull: float = Field(default=1e-2, ge=0, le=MAX_NUMBER)
+    psi_start: float = Field(default=1e-3, ge=0, le=MAX_NUMBER)
+    psi_learning_rate: float = Field(default=1e-3, ge=0, le=MAX_NUMBER)
 
 
 def log_probabilities(supernet: Supernet, alphas: Tensor, images: Tensor) -> Tensor:

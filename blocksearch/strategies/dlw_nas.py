@@ -35,17 +35,17 @@ from blocksearch.engine import (
 from blocksearch.relaxation import Gates
 from blocksearch.space import Cell, Edge, SearchSpace
 from blocksearch.supernet.forms import PLAIN
-from evaluation.files.bounded import MOST_NUMBER
+from evaluation.files.bounded import MAX_NUMBER
 
 
 class DlwNasConfig(AdamConfig):
     """Prices of parameters, multiply-adds and edges; Adam on the alphas, plain steps on betas."""
 
     # From 0.05 on, a price outweighs the accuracy before the weights know what an op is worth.
-    params_weight: float = Field(default=0.02, ge=0, le=MOST_NUMBER)
-    flops_weight: float = Field(default=0.02, ge=0, le=MOST_NUMBER)
-    edge_penalty: float = Field(default=0.01, ge=0, le=MOST_NUMBER)
-    edge_learning_rate: float = Field(default=0.05, gt=0, le=MOST_NUMBER)
+    params_weight: float = Field(default=0.02, ge=0, le=MAX_NUMBER)
+    flops_weight: float = Field(default=0.02, ge=0, le=MAX_NUMBER)
+    edge_penalty: float = Field(default=0.01, ge=0, le=MAX_NUMBER)
+    edge_learning_rate: float = Field(default=0.05, gt=0, le=MAX_NUMBER)
     warmup: float = Field(default=0.3, ge=0, lt=1)
 
 

@@ -34,7 +34,7 @@ from blocksearch.engine import (
 )
 from blocksearch.relaxation import DERIVATIONS, Gates, enhanced_softmax, expected_cost
 from blocksearch.supernet.forms import PLAIN
-from evaluation.files.bounded import MOST_NUMBER
+from evaluation.files.bounded import MAX_NUMBER
 
 
 class EnhancedGradientConfig(StrategyConfig):
@@ -42,14 +42,14 @@ class EnhancedGradientConfig(StrategyConfig):
 
     gamma: float = Field(default=1.0, ge=0, le=1)
     match_norm: bool = False
-    tau: float = Field(default=1.0, gt=0, le=MOST_NUMBER)
-    tau_end: float = Field(default=1.0, gt=0, le=MOST_NUMBER)
-    complexity_weight: float = Field(default=0.0, ge=0, le=MOST_NUMBER)
+    tau: float = Field(default=1.0, gt=0, le=MAX_NUMBER)
+    tau_end: float = Field(default=1.0, gt=0, le=MAX_NUMBER)
+    complexity_weight: float = Field(default=0.0, ge=0, le=MAX_NUMBER)
     warmup: float = Field(default=0.3, ge=0, lt=1)
     alpha_optimizer: Literal["sgd", "adam"] = "sgd"
-    alpha_learning_rate: float = Field(default=0.5, gt=0, le=MOST_NUMBER)
+    alpha_learning_rate: float = Field(default=0.5, gt=0, le=MAX_NUMBER)
     alpha_momentum: float = Field(default=0.0, ge=0, lt=1)
-    alpha_weight_decay: float = Field(default=0.0, ge=0, le=MOST_NUMBER)
+    alpha_weight_decay: float = Field(default=0.0, ge=0, le=MAX_NUMBER)
     derivation: Literal["strongest", "sparse"] = "strongest"
     unscaled_weight_gradient: bool = False
     one_hot: bool = False

@@ -34,7 +34,7 @@ from blocksearch.space import SearchSpace
 from blocksearch.supernet.forms import PLAIN, Form
 from evaluation.errors import InputError
 
-LEAST_IMAGES = 8  # that a path is rated on: BatchNorm takes its statistics from them
+MIN_IMAGES = 8  # that a path is rated on: BatchNorm takes its statistics from them
 
 Choice = tuple[int, int]  # (kind, edge)
 Direction = Literal["shallow_first", "deep_first", "all_at_once", "random"]
@@ -52,7 +52,7 @@ class HopnasConfig(StrategyConfig):
     dropout_end: float = Field(default=0.8, ge=0, lt=1)
     warmup: float = Field(default=0.1, ge=0, lt=1)
     settle: float = Field(default=0.1, gt=0, lt=1)
-    rating_images: int = Field(default=256, ge=LEAST_IMAGES, le=1_000_000)
+    rating_images: int = Field(default=256, ge=MIN_IMAGES, le=1_000_000)
     rating_paths: int = Field(default=8, ge=1, le=10_000)
 
 
@@ -190,7 +190,7 @@ class Hopnas:
     def _rate(self, group: list[Choice], rate: float) -> None:
         """Score every alive op of a group."""
         images, labels = (torch.cat(tensors) for tensors in zip(*self.rated_on, strict=True))
-        count = max(1, min(self.config.rating_paths, len(labels) // LEAST_IMAGES))
+        count = max(1, min(self.config.rating_paths, len(labels) // MIN_IMAGES))
         dropped, losses = [], []
         for x, y in zip(images.tensor_split(count), labels.tensor_split(count), strict=True):
             path = draw_paths(self.alive, rate, self.generator)

@@ -35,10 +35,10 @@ from typing import Any, NamedTuple
 FORMAT = "paretoblocks-latency 1"
 NAME_KEY = "paretoblocks.name"  # in the metadata of an ONNX file; else its stem is its name
 CPU = "CPUExecutionProvider"
-LEAST_RUNS = 7  # of a round: the median of fewer is an accident
+MIN_RUNS = 7  # of a round: the median of fewer is an accident
 MS_PER_S = 1000.0
-MOST_BYTES = 2**31  # of a file, or of one of its weights: no more fits into a protobuf
-MOST_VALUES = 2**28  # of all inputs of a run, a GiB
+MAX_BYTES = 2**31  # of a file, or of one of its weights: no more fits into a protobuf
+MAX_VALUES = 2**28  # of all inputs of a run, a GiB
 
 
 class LatencyError(ValueError):
@@ -214,8 +214,8 @@ def check_file(path: Path) -> None:
     """
     if not path.is_file():  # a pipe would be waited for
         raise LatencyError(f"{path}: not an ONNX file that can be loaded: there is no such file")
-    if path.stat().st_size > MOST_BYTES:
-        raise LatencyError(f"{path}: expected at most {MOST_BYTES:,} bytes, got more")
+    if path.stat().st_size > MAX_BYTES:
+        raise LatencyError(f"{path}: expected at most {MAX_BYTES:,} bytes, got more")
 
 
 def _session(path: Path, options: Options) -> Any:
@@ -238,7 +238,7 @@ def _inputs(path: Path, session: Any, batch: int) -> dict[str, Any]:
     """
     import numpy
 
-    generator, inputs, left = numpy.random.default_rng(0), {}, MOST_VALUES
+    generator, inputs, left = numpy.random.default_rng(0), {}, MAX_VALUES
     for one in session.get_inputs():
         first, rest = (one.shape or [None])[0], one.shape[1:]
         known = all(isinstance(size, int) for size in rest)
@@ -252,7 +252,7 @@ def _inputs(path: Path, session: Any, batch: int) -> dict[str, Any]:
         left -= math.prod((batch, *rest))
         if left < 0:
             raise LatencyError(
-                f"{path}: expected inputs of at most {MOST_VALUES:,} values in all, got "
+                f"{path}: expected inputs of at most {MAX_VALUES:,} values in all, got "
                 f"{one.name!r} of {one.shape} at --batch {batch}"
             )
         inputs[one.name] = generator.standard_normal((batch, *rest), dtype=numpy.float32)
@@ -282,7 +282,7 @@ def _time(path: Path, options: Options) -> list[float]:
         session.run(None, inputs)
     seconds: list[float] = []
     total = 0.0
-    while len(seconds) < LEAST_RUNS or total < options.seconds / options.rounds:
+    while len(seconds) < MIN_RUNS or total < options.seconds / options.rounds:
         began = clock()
         session.run(None, inputs)
         seconds.append(clock() - began)

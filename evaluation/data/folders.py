@@ -39,7 +39,7 @@ TEXTS = {  # endings of files of text or tables, in small letters
     ".doc", ".docx", ".odt", ".pdf", ".py", ".ipynb", ".sh", ".md5", ".sha1", ".sha256",
 }  # fmt: skip
 DEEPEST_FOLDERS = 8  # how far down the set is looked for
-MOST_REASONS = 20
+MAX_REASONS = 20
 
 
 class Listing(NamedTuple):
@@ -248,7 +248,7 @@ def _check_classes(root: Path, files: Mapping[str, Mapping[str, Sequence[Path]]]
         for part in files
         if name not in files[part]
     ]
-    require(not missing, f"{root}: parts differ in classes: {', '.join(missing[:MOST_REASONS])}")
+    require(not missing, f"{root}: parts differ in classes: {', '.join(missing[:MAX_REASONS])}")
     require(len(names) > 1, f"{root}: expected 2 or more class folders, got {names}; {LAYOUTS}")
 
 
@@ -275,9 +275,9 @@ def _refuse(found: Mapping[Path, Picture | InputError], root: Path) -> None:
     if len(errors) == 1:
         raise InputError(f"{errors[0]}{hint}") from errors[0]
     if errors:
-        lines = [f"  {one}" for one in errors[:MOST_REASONS]]
-        if len(errors) > MOST_REASONS:
-            lines.append(f"  and {len(errors) - MOST_REASONS:,} more")
+        lines = [f"  {one}" for one in errors[:MAX_REASONS]]
+        if len(errors) > MAX_REASONS:
+            lines.append(f"  and {len(errors) - MAX_REASONS:,} more")
         text = "\n".join(lines)
         raise InputError(f"{root}: {len(errors):,} files cannot be read as pictures{hint}:\n{text}")
 

@@ -12,9 +12,9 @@ from evaluation.data.pictures import Fit, Pixels, Size, box_in
 from evaluation.errors import InputError
 from evaluation.words import counted, named
 
-LEAST_SPAN = 16  # of 256 levels, below which a set is said to have hardly any contrast
+MIN_SPAN = 16  # of 256 levels, below which a set is said to have hardly any contrast
 LOOKED_AT, RARE = 500, 0.005  # images of a set; part of the pixels at either end
-LEAST_KEPT = 0.5  # part of a picture's area
+MIN_KEPT = 0.5  # part of a picture's area
 Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 NameOf = Callable[[int], str]
@@ -39,7 +39,7 @@ def crop_notes(sizes: Integers, frame: Size, name: NameOf) -> list[str]:
     """
     ratios = sizes[:, 0] * frame[1] / (sizes[:, 1] * frame[0])
     kept = np.minimum(ratios, 1 / ratios)
-    lost = int((kept < LEAST_KEPT).sum())
+    lost = int((kept < MIN_KEPT).sum())
     if not lost:
         return []
     worst = int(kept.argmin())
@@ -92,7 +92,7 @@ def contrast_notes(low: Pixels, high: Pixels, name: NameOf) -> list[str]:
         notes.append(
             f"{counted(len(blank), 'picture')} {verb} without contrast, all pixels equal: {names}"
         )
-    if (high.max(0) - low.min(0)).max() < LEAST_SPAN:
+    if (high.max(0) - low.min(0)).max() < MIN_SPAN:
         notes.append(
             f"the whole set has hardly any contrast: its levels lie between {low.min()} and "
             f"{high.max()} of 255"
@@ -108,7 +108,7 @@ def spread_notes(images: Pixels) -> list[str]:
     """
     some = images[:: max(1, len(images) // LOOKED_AT)]
     low, high = (int(level) for level in np.quantile(some, (RARE, 1 - RARE), method="nearest"))
-    if high - low >= LEAST_SPAN or int(some.max()) - int(some.min()) < LEAST_SPAN:
+    if high - low >= MIN_SPAN or int(some.max()) - int(some.min()) < MIN_SPAN:
         return []
     return [
         f"the whole set has hardly any contrast: {1 - 2 * RARE:.0%} of its levels lie between "

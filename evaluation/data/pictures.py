@@ -14,8 +14,8 @@ from evaluation.workers.memory import require_room
 MIN_SIDE_PX = 4
 # Not all that Pillow knows: for EPS it starts another program, and others are seldom tested.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-MOST_IMAGE_BYTES = 2**30
-MOST_PIXELS = 80_000_000  # below Pillow's own limit, where it only warns
+MAX_IMAGE_BYTES = 2**30
+MAX_PIXELS = 80_000_000  # below Pillow's own limit, where it only warns
 # Of the depths in bits that cameras, scanners and detectors have: 8, 10, 12, 14, 16.
 WHITES = (2**8 - 1, 2**10 - 1, 2**12 - 1, 2**14 - 1, 2**16 - 1)
 DEEPEST = WHITES[-1]  # the largest value that is read
@@ -116,7 +116,7 @@ def read_picture(path: Path, frame: Size, how: Fit = "crop", white: int = DEEPES
         is_file = path.is_file()  # a pipe would wait
         what = "" if is_file or not path.is_dir() else " but a folder"
         require(is_file, f"{path}: expected an image, got no file{what}")
-        check_file(path, MOST_IMAGE_BYTES)
+        check_file(path, MAX_IMAGE_BYTES)
         image, largest, has_pages = _decode(path, white)
     except InputError:
         raise
@@ -163,8 +163,8 @@ def _decode(path: Path, white: int) -> tuple[Image.Image, int | None, bool]:
     with Image.open(path, formats=FORMATS) as stored:
         pixels_n = stored.width * stored.height
         require(
-            pixels_n <= MOST_PIXELS,
-            f"{path}: expected at most {MOST_PIXELS:,} pixels, got {pixels_n:,}",
+            pixels_n <= MAX_PIXELS,
+            f"{path}: expected at most {MAX_PIXELS:,} pixels, got {pixels_n:,}",
         )
         has_pages = stored.format == "TIFF" and getattr(stored, "is_animated", False)
         image = ImageOps.exif_transpose(stored)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from evaluation.errors import InputError, naming
-from evaluation.files.bounded import MOST_LOG_BYTES, read_bounded
+from evaluation.files.bounded import MAX_LOG_BYTES, read_bounded
 from evaluation.files.manifest import salt_of, sealed, unsealed
 from evaluation.records import ModelRecord
 
@@ -31,7 +31,7 @@ class Archive:
         self._size = 0  # bytes of whole lines
         if not path.exists():
             return
-        text = read_bounded(path, MOST_LOG_BYTES)
+        text = read_bounded(path, MAX_LOG_BYTES)
         complete = text[: text.rfind(b"\n") + 1]
         for number, line in enumerate(complete.splitlines(), start=1):
             try:

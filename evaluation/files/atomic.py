@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.errors import InputError, naming
-from evaluation.files.bounded import MOST_JSON_BYTES, parse_json, read_bounded
+from evaluation.files.bounded import MAX_JSON_BYTES, parse_json, read_bounded
 from evaluation.files.manifest import check, enlist
 
 
@@ -64,7 +64,7 @@ def read_json(path: Path, *, listed: bool = True) -> Any:
     try:
         if listed:
             check(path)
-        return parse_json(read_bounded(path, MOST_JSON_BYTES))
+        return parse_json(read_bounded(path, MAX_JSON_BYTES))
     except InputError:
         raise
     except (OSError, ValueError) as error:

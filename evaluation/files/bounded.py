@@ -16,18 +16,18 @@ import yaml
 
 from evaluation.errors import InputError
 
-MOST_JSON_BYTES = 64 * 2**20
-MOST_LOG_BYTES = 2**30  # an archive of 10,000 networks has about 4 MB
-MOST_FILE_BYTES = 2**36  # of any file of a run
-MOST_CONFIG_BYTES = 100_000
-MOST_CONFIG_VALUES = 20_000  # with what its aliases repeat
-MOST_COUNT = 10**18  # of a budget, params or the like: below what arrays of integers hold
-MOST_NUMBER = 1e38  # of a rate, a weight, a price or milliseconds: near where float32 ends
+MAX_JSON_BYTES = 64 * 2**20
+MAX_LOG_BYTES = 2**30  # an archive of 10,000 networks has about 4 MB
+MAX_FILE_BYTES = 2**36  # of any file of a run
+MAX_CONFIG_BYTES = 100_000
+MAX_CONFIG_VALUES = 20_000  # with what its aliases repeat
+MAX_COUNT = 10**18  # of a budget, params or the like: below what arrays of integers hold
+MAX_NUMBER = 1e38  # of a rate, a weight, a price or milliseconds: near where float32 ends
 DEEPEST = 64  # tables and lists within one another; ours have at most 7
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|\\U0000[dD][89a-fA-F]")
 TAG = "tag:yaml.org,2002:"
-INTEGER, MOST_DIGITS = f"{TAG}int", 100
-MOST_NAMED, LONGEST_KEY = 5, 80  # keys that are given twice, lines of each; characters
+INTEGER, MAX_DIGITS = f"{TAG}int", 100
+MAX_NAMED, LONGEST_KEY = 5, 80  # keys that are given twice, lines of each; characters
 PLAIN = (  # a part of what YAML's parser says -> the same for who has not read its grammar
     (r"'\t'", "there is a tab; tables are indented with spaces"),
     ("that cannot start", "a value that begins with this character needs quotes around it"),
@@ -149,8 +149,8 @@ def parse_yaml(text: str, *, written: bool = False) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        if (count := _expanded(node)) > MOST_CONFIG_VALUES:
-            raise ValueError(f"expected at most {MOST_CONFIG_VALUES:,} values, got {count:,}")
+        if (count := _expanded(node)) > MAX_CONFIG_VALUES:
+            raise ValueError(f"expected at most {MAX_CONFIG_VALUES:,} values, got {count:,}")
         _check_keys(node)
         return loader.construct_document(node)
     except InputError:
@@ -195,7 +195,7 @@ def _check_keys(top: yaml.Node) -> None:
 
     check(top, "")
     if found:
-        raise InputError("; ".join(found[:MOST_NAMED]))
+        raise InputError("; ".join(found[:MAX_NAMED]))
 
 
 def _repeated(name: str, lines: list[int]) -> str:
@@ -203,7 +203,7 @@ def _repeated(name: str, lines: list[int]) -> str:
     times = "twice" if len(lines) == 2 else f"{len(lines)} times"
     if len(set(lines)) == 1:
         return f"`{name}` is given {times}"
-    first = ", ".join(map(str, lines[: min(MOST_NAMED, len(lines)) - 1]))
+    first = ", ".join(map(str, lines[: min(MAX_NAMED, len(lines)) - 1]))
     return f"`{name}` is given {times}, in lines {first} and {lines[-1]}"
 
 
@@ -234,7 +234,7 @@ def _expanded(top: yaml.Node) -> int:
     def count(node: yaml.Node, depth: int) -> int:
         if depth > DEEPEST or id(node) in open_nodes:
             raise ValueError(f"it nests deeper than {DEEPEST} levels, or in itself")
-        if node.tag == INTEGER and len(node.value) > MOST_DIGITS:
+        if node.tag == INTEGER and len(node.value) > MAX_DIGITS:
             raise ValueError(f"a number has {len(node.value):,} digits")
         if id(node) not in counts:
             open_nodes.add(id(node))

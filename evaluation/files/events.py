@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.errors import naming, printable
-from evaluation.files.bounded import MOST_LOG_BYTES, read_bounded
+from evaluation.files.bounded import MAX_LOG_BYTES, read_bounded
 from evaluation.files.manifest import salt_of, sealed, unsealed
 
 ADDED = ("time_s", "epoch", "seconds", "wall_s")
@@ -81,7 +81,7 @@ def _events(path: Path) -> Iterator[dict[str, Any] | None]:
     if not path.exists():
         return
     salt = salt_of(path)
-    for line in read_bounded(path, MOST_LOG_BYTES).splitlines():
+    for line in read_bounded(path, MAX_LOG_BYTES).splitlines():
         try:
             event = unsealed(line, salt)
         except ValueError:

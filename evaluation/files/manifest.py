@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from evaluation.errors import InputError, naming
-from evaluation.files.bounded import MOST_FILE_BYTES, MOST_LOG_BYTES, check_file, parse_json
+from evaluation.files.bounded import MAX_FILE_BYTES, MAX_LOG_BYTES, check_file, parse_json
 
 MANIFEST = "run.manifest.jsonl"
 CHECK = re.compile(rb',"check":"([0-9a-f]{16})"\}$')  # the end of a line
@@ -118,7 +118,7 @@ def enlist(path: Path, digest: str) -> None:
 
 def digest_of(path: Path) -> str:
     """Return the SHA-256 of a file."""
-    check_file(path, MOST_FILE_BYTES)
+    check_file(path, MAX_FILE_BYTES)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -197,7 +197,7 @@ def unsealed(line: bytes, salt: str | None) -> dict[str, Any]:
 def _lines(folder: Path) -> Iterator[dict[str, Any] | None]:
     """Yield the lines of a manifest, None for a damaged one."""
     path = folder / MANIFEST
-    check_file(path, MOST_LOG_BYTES)
+    check_file(path, MAX_LOG_BYTES)
     with path.open("rb") as file:
         for line in file:
             if line.strip():

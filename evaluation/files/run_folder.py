@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from evaluation.errors import InputError
 from evaluation.files.archive import Archive
 from evaluation.files.atomic import json_text, read_json, write_atomic, write_json, write_listed
-from evaluation.files.bounded import MOST_CONFIG_BYTES, parse_yaml, read_bounded
+from evaluation.files.bounded import MAX_CONFIG_BYTES, parse_yaml, read_bounded
 from evaluation.files.events import damaged_lines, read_metrics
 from evaluation.files.manifest import (
     MANIFEST,
@@ -206,7 +206,7 @@ class RunFolder:
             InputError: If the file is damaged.
         """
         try:
-            return parse_yaml(read_bounded(self.config, MOST_CONFIG_BYTES).decode())
+            return parse_yaml(read_bounded(self.config, MAX_CONFIG_BYTES).decode())
         except ValueError as error:
             raise InputError(f"{self.config}: damaged: {error}") from error
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.errors import not_installed, reason_of
-from evaluation.files.bounded import MOST_LOG_BYTES, check_file, parse_json
+from evaluation.files.bounded import MAX_LOG_BYTES, check_file, parse_json
 
 FOLDER = "tensorboard"  # in that of a run
 METRICS = "metrics.jsonl"
@@ -157,7 +157,7 @@ class _NewLines:
         check_file(self._path)
         with self._path.open("rb") as file:
             file.seek(self._offset)
-            text = file.read(MOST_LOG_BYTES)
+            text = file.read(MAX_LOG_BYTES)
         whole = text[: text.rfind(b"\n") + 1]
         self._offset += len(whole)
         for line in whole.splitlines():

@@ -89,7 +89,7 @@ class Miss:
             return f"test accuracy {self.value:.4f} is {short:.2f} points under {self.limit:.4f}"
         value, top = amount_of(self.value, self.name), amount_of(self.limit, self.name)
         over = amount_of(self.value - self.limit, self.name)
-        return f"{value} are {over} ({self.excess:,.1%}) over the budget of {top}"
+        return f"{value}: {over} ({self.excess:,.1%}) over the budget of {top}"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import re
 from fractions import Fraction
 
 from evaluation.errors import InputError
-from evaluation.files.bounded import MOST_DIGITS
+from evaluation.files.bounded import MAX_DIGITS
 
 FACTORS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9}
 NUMBER = re.compile(
@@ -43,7 +43,7 @@ def read_whole(text: str) -> int | None:
 
 
 def _read(text: str) -> tuple[Fraction | None, re.Match[str] | None]:
-    found = NUMBER.fullmatch(text.strip()) if len(text) <= MOST_DIGITS else None
+    found = NUMBER.fullmatch(text.strip()) if len(text) <= MAX_DIGITS else None
     if found is None:
         return None, None
     value = Fraction(_plain(found["digits"])) * FACTORS[found["unit"]]
@@ -83,7 +83,7 @@ def quantity(text: str | None, option: str = "") -> float | None:
 
 
 def _refused(option: str, expected: str, text: str) -> InputError:
-    shown = text if len(text) <= MOST_DIGITS else f"{text[:MOST_DIGITS]}..."
+    shown = text if len(text) <= MAX_DIGITS else f"{text[:MAX_DIGITS]}..."
     return InputError(f"{option}{': ' if option else ''}expected {expected}, got {shown!r}")
 
 

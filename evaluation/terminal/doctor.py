@@ -12,7 +12,7 @@ from joblib import cpu_count
 from evaluation.files.run_folder import versions
 
 FITS = "torch and torchvision fit each other; all is well"
-MOST_SECONDS = 120  # of the trial; memory that was overwritten may also hang a process
+MAX_SECONDS = 120  # of the trial; memory that was overwritten may also hang a process
 # glibc then looks behind the end of each block that is freed; other libraries pass over it.
 CHECKED_HEAP = {
     "LD_PRELOAD": "libc_malloc_debug.so.0",
@@ -59,7 +59,7 @@ def overwrites_memory() -> bool | None:
             [sys.executable, "-c", TRIAL],
             env=os.environ | CHECKED_HEAP,
             capture_output=True,
-            timeout=MOST_SECONDS,
+            timeout=MAX_SECONDS,
         )
     except subprocess.TimeoutExpired:
         return True

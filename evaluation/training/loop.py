@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from evaluation.data.batches import batches
 from evaluation.data.config import AugmentConfig
 from evaluation.data.dataset import Split
-from evaluation.files.bounded import MOST_NUMBER
+from evaluation.files.bounded import MAX_NUMBER
 from evaluation.training.checkpoint import Checkpoint, Position, Stateful
 from evaluation.training.cuda_graphs import CapturedStep, graphs_for
 
 EVALUATION_BATCH = 500
 SEEDS_PER_RUN = 1_000_003  # a prime, so that (seed, epoch) pairs do not meet
-MOST_COUNTED = 1_000_000  # epochs, for the same reason, and images of a batch
+MAX_COUNTED = 1_000_000  # epochs, for the same reason, and images of a batch
 
 
 Precision = Literal["float32", "bfloat16"]
@@ -31,13 +31,13 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    epochs: int = Field(ge=1, le=MOST_COUNTED)
-    batch_size: int = Field(ge=2, le=MOST_COUNTED)
-    learning_rate: float = Field(gt=0, le=MOST_NUMBER)
+    epochs: int = Field(ge=1, le=MAX_COUNTED)
+    batch_size: int = Field(ge=2, le=MAX_COUNTED)
+    learning_rate: float = Field(gt=0, le=MAX_NUMBER)
     momentum: float = Field(ge=0, lt=1)
-    weight_decay: float = Field(ge=0, le=MOST_NUMBER)
+    weight_decay: float = Field(ge=0, le=MAX_NUMBER)
     label_smoothing: float = Field(ge=0, lt=1)
-    grad_clip: float = Field(gt=0, le=MOST_NUMBER)
+    grad_clip: float = Field(gt=0, le=MAX_NUMBER)
     warmup: float = Field(ge=0, lt=1)
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     precision: Precision = "float32"

@@ -89,8 +89,8 @@ def mobilenet_near(
     last_channels: int = LAST_CHANNELS,
 ) -> MobileNetV2:
     """Return the MobileNetV2 whose params are nearest to `params`, on a logarithmic scale."""
-    sizes = _mobilenet_sizes(image_shape, classes, last_channels)
-    width = min(sizes, key=lambda w: abs(math.log(sizes[w] / params)))
+    count = functools.partial(_mobilenet_size, image_shape, classes, last_channels)
+    width = nearest_width(WIDTHS, count, params)
     return MobileNetV2(width, image_shape, classes, last_channels)
 
 
@@ -103,14 +103,15 @@ def nearest_width(widths: Sequence[Width], count: Callable[[Width], int], params
         params: A count.
     """
     above = bisect.bisect_left(widths, params, key=count)
-    around = widths[max(0, above - 1) : above + 1]
+    around = list(widths[above : above + 1])
+    if above > 0:  # of equal counts the first
+        around.insert(0, widths[bisect.bisect_left(widths, count(widths[above - 1]), key=count)])
     return min(around, key=lambda width: abs(math.log(count(width) / params)))
 
 
 @functools.cache
-def _mobilenet_sizes(
-    image_shape: tuple[int, int, int], classes: int, last_channels: int
-) -> dict[float, int]:
+def _mobilenet_size(
+    image_shape: tuple[int, int, int], classes: int, last_channels: int, width: float
+) -> int:
     with torch.device("meta"):
-        networks = {w: MobileNetV2(w, image_shape, classes, last_channels) for w in WIDTHS}
-        return {w: count_params(network()) for w, network in networks.items()}
+        return count_params(MobileNetV2(width, image_shape, classes, last_channels)())

@@ -21,7 +21,7 @@ from evaluation.training.weights import save_weights
 from evaluation.workers.pool import run_tasks
 from evaluation.workers.workers import Workers
 
-MOST_TRIALS = 10_000
+MAX_TRIALS = 10_000
 
 
 class RetrainConfig(BaseModel):
@@ -29,8 +29,8 @@ class RetrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    members: int = Field(ge=1, le=MOST_TRIALS)
-    baselines: int = Field(ge=0, le=MOST_TRIALS)
+    members: int = Field(ge=1, le=MAX_TRIALS)
+    baselines: int = Field(ge=0, le=MAX_TRIALS)
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(min_length=1)
     train: TrainConfig
 

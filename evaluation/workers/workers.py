@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from evaluation.errors import InputError
 
 Backend = Literal["loky", "dask", "ray"]
-MOST_WORKERS = 100_000  # of a cluster
-MOST_PER_CORE = 16  # processes of this machine: loky starts all of them at once
-MOST_MIB = 2**40
-MOST_MINUTES = 1e6
+MAX_WORKERS = 100_000  # of a cluster
+MAX_PER_CORE = 16  # processes of this machine: loky starts all of them at once
+MAX_MIB = 2**40
+MAX_MINUTES = 1e6
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ class WorkersConfig(BaseModel):
 
     backend: Backend = "loky"
     address: str | None = None
-    count: int | None = Field(default=None, ge=1, le=MOST_WORKERS)
-    memory_mib: int | None = Field(default=None, ge=1, le=MOST_MIB)
-    evaluation_minutes: float | None = Field(default=60.0, gt=0, le=MOST_MINUTES)
-    checkpoint_minutes: float = Field(default=1.0, ge=0, le=MOST_MINUTES)
+    count: int | None = Field(default=None, ge=1, le=MAX_WORKERS)
+    memory_mib: int | None = Field(default=None, ge=1, le=MAX_MIB)
+    evaluation_minutes: float | None = Field(default=60.0, gt=0, le=MAX_MINUTES)
+    checkpoint_minutes: float = Field(default=1.0, ge=0, le=MAX_MINUTES)
 
     @model_validator(mode="after")
     def _address_of_a_cluster(self) -> Self:
@@ -112,7 +112,7 @@ class WorkersConfig(BaseModel):
         count = count or self.count
         if self.address is None and count is None:
             count = cpu_count() if device == "cpu" else max(1, torch.cuda.device_count())
-        most = MOST_PER_CORE * max(cpu_count(), torch.cuda.device_count())
+        most = MAX_PER_CORE * max(cpu_count(), torch.cuda.device_count())
         if self.backend == "loky" and count is not None and count > most:
             raise InputError(f"workers.count: expected at most {most} on this machine, got {count}")
         if self.backend != "loky":

@@ -114,15 +114,9 @@ def train_shared_weights(
         Checkpoint(saved).remove()  # a kill may have left it
         return None
     dataset = context.dataset
-    shared = SharedWeights(
-        problem.space,
-        problem.cells,
-        problem.image_shape,
-        problem.classes,
-        seed=context.data_seed,
-    ).to(context.device)
+    shared = SharedWeights(problem.networks, seed=context.data_seed).to(context.device)
     log = context.log(SHARED_STAGE, "weights")
-    of = repr((problem.space, dict(problem.cells), problem.budgets, config, recipe))
+    of = repr((problem.space, dict(problem.networks.cells), problem.budgets, config, recipe))
     of += repr((context.data_seed, context.data.augment, dataset.fingerprint))
     checkpoint = context.checkpoint(saved, of, log)
     began = time.perf_counter()

@@ -23,7 +23,7 @@ from evaluation.data.config import AugmentConfig
 from evaluation.data.dataset import Dataset
 from evaluation.training.checkpoint import Checkpoint, Position, Stateful
 from evaluation.training.loop import (
-    MOST_COUNTED,
+    MAX_COUNTED,
     SEEDS_PER_RUN,
     TrainConfig,
     TrainingError,
@@ -54,8 +54,8 @@ class SharedWeightsConfig(BaseModel):
 
     sampling: Literal["sandwich", "fair"] = "sandwich"
     networks_per_step: int = Field(default=4, ge=2, le=1000)
-    epochs: int = Field(default=40, ge=1, le=MOST_COUNTED)
-    calibration_images: int = Field(default=500, ge=2, le=MOST_COUNTED)
+    epochs: int = Field(default=40, ge=1, le=MAX_COUNTED)
+    calibration_images: int = Field(default=500, ge=2, le=MAX_COUNTED)
     checked: int = Field(default=10, ge=0, le=10_000)
 
 

@@ -19,7 +19,7 @@ import functools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self, cast
 
@@ -37,7 +37,7 @@ from evaluation.files.atomic import write_listed
 from evaluation.files.bounded import check_file, parse_json
 from evaluation.files.manifest import check
 from netsearch.space.genome import GenomeSpace, NetworkSpec
-from netsearch.space.network import builder
+from netsearch.space.networks import Networks
 
 QUARTERS = 4
 FIRST, SECOND, OWN = range(3)  # the width that an axis follows: an input's, older first, or C
@@ -72,19 +72,15 @@ class SharedWeights:
     """The store: one vector of weights, and which of them a network takes.
 
     Attributes:
-        space: The networks.
+        networks: Those that share.
+        space: Of their genomes.
         cells: Block name to cell.
-        image_shape: (C, H, W).
-        classes: Number of classes.
         weights: All weights, (P,), a leaf of autograd.
     """
 
     def __init__(
         self,
-        space: GenomeSpace,
-        cells: Mapping[str, Cell],
-        image_shape: tuple[int, int, int],
-        classes: int,
+        networks: Networks,
         *,
         seed: int = 0,
     ):
@@ -94,9 +90,10 @@ class SharedWeights:
             InputError: If a width is no multiple of 4, or a block is a cell of NAS-Bench-201, which
                 hands on a sum or has a single input.
         """
+        space, cells = networks.space, networks.cells
         _check(space, cells)
-        self.space, self.image_shape, self.classes = space, image_shape, classes
-        self.cells = {name: cells[name] for name in (*space.normal, *space.reduction)}
+        used = {name: cells[name] for name in (*space.normal, *space.reduction)}
+        self.networks, self.space, self.cells = replace(networks, cells=used), space, used
         self._entries: dict[str, dict[str, _Entry]] = {}
         values: list[Tensor] = []
         count = 0
@@ -151,7 +148,7 @@ class SharedWeights:
             InputError: If the network is not in the space.
         """
         parameters = self.inherit(spec)
-        stack = builder(spec, self.cells, self.image_shape, self.classes)
+        stack = self.networks.of(spec)
         pairs = zip(stack.cells, stack.places(), strict=True)
         # The frame's own widths do not matter: every parameter is replaced.
         self._frame.cells = nn.ModuleList(
@@ -168,7 +165,7 @@ class SharedWeights:
         """
         inherited = self.inherit(spec)
         with torch.device("meta"):  # draws no weights
-            network = builder(spec, self.cells, self.image_shape, self.classes)()
+            network = self.networks.of(spec)()
         network = network.to_empty(device=self.weights.device)
         for name, parameter in network.named_parameters():
             parameter.copy_(inherited[name])
@@ -187,8 +184,8 @@ class SharedWeights:
         about = {
             "space": asdict(self.space),
             "cells": {name: cell.to_json() for name, cell in self.cells.items()},
-            "image_shape": self.image_shape,
-            "classes": self.classes,
+            "image_shape": self.networks.image_shape,
+            "classes": self.networks.classes,
         }
         write_listed(path, save(tensors, {"shared_weights": json.dumps(about)}))
 
@@ -214,13 +211,14 @@ class SharedWeights:
                 )
                 cells = {name: Cell.from_json(cell) for name, cell in about["cells"].items()}
                 shape = tuple(about["image_shape"])
+                networks = Networks(space, cells, shape, about["classes"])
                 if space.stages * max(space.depths) > len(file.keys()):
                     raise ValueError("it describes more cells than it has tensors")
                 with torch.device("meta"):  # nothing is allocated before it is known to fit
-                    needed = cls(space, cells, shape, about["classes"]).weights.nbytes
+                    needed = cls(networks).weights.nbytes
                 if needed > path.stat().st_size:
                     raise ValueError(f"it describes {needed:,} bytes of weights")
-                shared = cls(space, cells, shape, about["classes"])
+                shared = cls(networks)
                 with torch.no_grad():
                     for key, entries in shared._entries.items():
                         for name, entry in entries.items():
@@ -252,7 +250,7 @@ class SharedWeights:
         """A network with the largest stem and classifier; its one cell is to be exchanged."""
         last = max(self.cells.values(), key=lambda cell: len(cell.outputs))
         placed = PlacedCell(last, self._widest, reduction=False)
-        network = Stack((placed,), self.image_shape, self.classes)()
+        network = Stack((placed,), self.networks.image_shape, self.networks.classes)()
         _forget_statistics(network)
         return network
 

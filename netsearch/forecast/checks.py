@@ -11,8 +11,9 @@ from evaluation.errors import InputError
 from evaluation.files.run_folder import RunFolder
 from netsearch.forecast.forecast import Plan
 from netsearch.forecast.memory_check import check_memory, check_search_memory
-from netsearch.search import Images, check_budgets_early
+from netsearch.search import check_budgets_early
 from netsearch.space.genome import stages_for
+from netsearch.space.networks import InputForm
 
 
 def check_place(folder: RunFolder, root: str | None) -> None:
@@ -41,7 +42,7 @@ def check_run(dataset: Dataset, plan: Plan, folder: RunFolder, device: str) -> f
             f"blocksearch.ops: {config.ops} has no reduction cells, from which stage two "
             "assembles networks; `compare` searches it"
         )
-    images = Images(dataset.image_shape, dataset.classes)
+    images = InputForm(dataset.image_shape, dataset.classes)
     check_searches(config, dataset, stages_for(images.shape[1:]), device, plan.seed)
     check_budgets_early(networks, config.space, images)
     if plan.retraining.baselines:

@@ -37,8 +37,9 @@ from netsearch.estimators.shared_training import SharedWeightsConfig, train_shar
 from netsearch.estimators.shared_weights import SharedWeights
 from netsearch.forecast.memory_check import uniform_network
 from netsearch.space.genome import GenomeSpace, stages_for
+from netsearch.space.networks import Networks
 
-ENOUGH_S, MOST_REPEATS = 0.1, 100  # of a timed step
+ENOUGH_S, MAX_REPEATS = 0.1, 100  # of a timed step
 PROGRESSES = (1 / 6, 3 / 6, 5 / 6)  # of a block search, whose steps differ in the warm-up
 JUDGED = 128  # images that a timed network judges
 
@@ -121,7 +122,7 @@ def time_step(step: Callable[[], object], device: str) -> float:
     """Return the mean seconds of a step, after a first one that may take ten times as long."""
     step()
     found: list[float] = []
-    while sum(found) < ENOUGH_S and len(found) < MOST_REPEATS:
+    while sum(found) < ENOUGH_S and len(found) < MAX_REPEATS:
         found.append(time_once(step, device))
     return statistics.fmean(found)
 
@@ -165,7 +166,7 @@ def time_shared_step(
     stages = stages_for(dataset.image_shape[1:])
     space = GenomeSpace(stages, config.depths, config.widths, ("normal",), ("reduction",))
     cells = {name: blocks.space.random_cell(generator) for name in ("normal", "reduction")}
-    shared = SharedWeights(space, cells, dataset.image_shape, dataset.classes).to(device)
+    shared = SharedWeights(Networks(space, cells, dataset.image_shape, dataset.classes)).to(device)
     part = _first_images(dataset.search_train, config.train.batch_size)
     small = replace(dataset, search_train=part)
     once = SharedWeightsConfig(**(config.shared_weights.model_dump() | {"epochs": 1}))

@@ -21,7 +21,7 @@ from netsearch.space.genome import NetworkSpec
 from netsearch.space.network import builder
 
 BAD_NETWORK = (ValueError, RuntimeError, LookupError, TypeError, ArithmeticError)
-MOST_CELLS = 10_000  # that a file from a stranger may ask for
+MAX_CELLS = 10_000  # that a file from a stranger may ask for
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class Description:
             raise ValueError(f"not a network: {error!r}") from error
         if missing := set(spec.blocks) - set(cells):
             raise ValueError(f"the network names cells that are not there: {sorted(missing)}")
-        if (depth := sum(stage.repeats for stage in spec.stages)) > MOST_CELLS:
-            raise ValueError(f"the network has {depth:,} cells, at most {MOST_CELLS:,} are read")
+        if (depth := sum(stage.repeats for stage in spec.stages)) > MAX_CELLS:
+            raise ValueError(f"the network has {depth:,} cells, at most {MAX_CELLS:,} are read")
         return cls(spec, cells, preprocessing)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from blocksearch.library import REFERENCE_CHANNELS, Block, BlockLibrary
-from evaluation.files.bounded import MOST_CONFIG_BYTES, read_bounded
+from evaluation.files.bounded import MAX_CONFIG_BYTES, read_bounded
 from evaluation.files.run_folder import RunFolder
 from evaluation.records import Measured, ModelRecord
 from evaluation.report.report import Baseline, DrawnBlock, Report
@@ -67,7 +67,7 @@ def summarise(members: Members, seed: int) -> Report:
             ("blocks are measured at", f"{REFERENCE_CHANNELS} channels, the run's image size"),
             ("reproduce", "paretoblocks run config.yaml --out DIR, with this folder's config.yaml"),
         ),
-        config=read_bounded(folder.config, MOST_CONFIG_BYTES).decode(),
+        config=read_bounded(folder.config, MAX_CONFIG_BYTES).decode(),
     )
 
 

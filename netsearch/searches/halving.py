@@ -17,7 +17,7 @@ from netsearch.searches.variation import Variation
 from netsearch.space.genome import Floats, Genome
 from netsearch.space.problem import Problem, sample_sizes
 
-LEAST_TOP = 2  # networks that the last rung of a round should have at least
+MIN_TOP = 2  # networks that the last rung of a round should have at least
 
 
 def fidelities(rungs: int, eta: int) -> list[float]:
@@ -52,7 +52,7 @@ class Halving:
             return Batch(tuple(self.promoted[: int(left / fidelity + 1e-9)]), fidelity)
         each = min(float(self.config.population), left / len(self.fidelities))
         count = int(each / fidelity + 1e-9)
-        if each < LEAST_TOP:  # too little for a round: what is left goes to full evaluations
+        if each < MIN_TOP:  # too little for a round: what is left goes to full evaluations
             self.rung = len(self.fidelities) - 1
             fidelity, count = 1.0, int(left + 1e-9)
         genomes = self._draw(count)

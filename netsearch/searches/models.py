@@ -1,4 +1,4 @@
-"""Regressions of a network's error on what is known of its genome, with an honest doubt.
+"""Regressions of a network's error on what is known of its genome, with a standard deviation.
 
 Two to four hundred examples and some dozens of features: scikit-learn's models do, in milliseconds.
 """
@@ -17,7 +17,7 @@ from netsearch.space.genome import Floats
 Predict = Callable[[Floats], tuple[Floats, Floats]]  # features (N, D) -> mean and std, (N,) each
 
 TREES = 100
-LEAST_STD = 1e-6
+MIN_STD = 1e-6
 
 
 def gaussian_process(features: Floats, values: Floats) -> Predict:
@@ -37,7 +37,7 @@ def gaussian_process(features: Floats, values: Floats) -> Predict:
 
     def predict(asked: Floats) -> tuple[Floats, Floats]:
         mean, std = model.predict(asked, return_std=True)
-        return mean, np.maximum(std, LEAST_STD)
+        return mean, np.maximum(std, MIN_STD)
 
     return predict
 
@@ -58,7 +58,7 @@ def ensemble(features: Floats, values: Floats) -> Predict:
             process(asked), (of_trees.mean(axis=0), of_trees.std(axis=0)), strict=True
         )
         variance = np.mean(np.square(stds), axis=0) + np.var(means, axis=0)
-        return np.mean(means, axis=0), np.maximum(np.sqrt(variance), LEAST_STD)
+        return np.mean(means, axis=0), np.maximum(np.sqrt(variance), MIN_STD)
 
     return predict
 

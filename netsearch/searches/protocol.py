@@ -13,9 +13,9 @@ from netsearch.space.genome import Floats, Genome
 from netsearch.space.problem import Problem
 
 SearchName = Literal["random", "nsga2", "surrogate", "smem", "halving"]
-MOST_LEARNT = 1000  # networks that a model is fitted to: its time grows with their cube
+MAX_LEARNT = 1000  # networks that a model is fitted to: its time grows with their cube
 LEARNT_LATER = 400  # of which it is fitted to those that matter most, once there are more
-MOST_DRAWN = 1_000_000  # networks of a rung
+MAX_DRAWN = 1_000_000  # networks of a rung
 WHOLE = 1e-9  # a sum of fidelities counts as whole within this
 
 
@@ -50,10 +50,10 @@ class SearchConfig(BaseModel):
     @model_validator(mode="after")
     def _first_rung(self) -> Self:
         drawn = self.population * self.eta ** (self.rungs - 1)
-        if self.search == "halving" and drawn > MOST_DRAWN:
+        if self.search == "halving" and drawn > MAX_DRAWN:
             raise ValueError(
                 f"population, rungs, eta: halving would draw {drawn:,} networks for its first "
-                f"rung, expected at most {MOST_DRAWN:,}"
+                f"rung, expected at most {MAX_DRAWN:,}"
             )
         return self
 
@@ -161,14 +161,14 @@ class History:
         """Return where the genomes of `front` are, in order of arrival."""
         return np.arange(len(self)) if self.failed.all() else self._front
 
-    def learnt(self) -> NDArray[np.int64]:
-        """Return from which genomes a model learns: all, up to `MOST_LEARNT` of them.
+    def learned_from(self) -> NDArray[np.int64]:
+        """Return the indices of the genomes that a model learns from: all, up to `MAX_LEARNT`.
 
         Of more, so that a generation takes no longer than those before it, `LEARNT_LATER`: the
         front, and the latest of the others, which are what lies around it. Of a front that would
         fill more than half of them as many are taken, spread evenly over the first cost.
         """
-        if len(self) <= MOST_LEARNT:
+        if len(self) <= MAX_LEARNT:
             return np.arange(len(self))
         front = self.front_indices()
         if len(front) > LEARNT_LATER // 2:

@@ -33,7 +33,7 @@ PAIRS_PER_STEP = 200
 STEPS = 150
 MAX_PAIRS = 10_000  # unordered ones to learn from: more take time and hardly tell more
 MAX_OPPONENTS = 500
-MOST_OTHERS = 1000  # among which the vice population is looked for; of more every second, third...
+MAX_OTHERS = 1000  # among which the vice population is looked for; of more every second, third...
 PAIRS_AT_ONCE = 100_000
 VICE_PART = 4  # one in so many of a generation comes from the vice population
 
@@ -90,7 +90,7 @@ class Smem:
         others = [genome for genome, failed in alive if not failed and genome not in guides]
         if not others:
             return []
-        others = others[:: math.ceil(len(others) / MOST_OTHERS)]
+        others = others[:: math.ceil(len(others) / MAX_OTHERS)]
         features = self.problem.features
         chosen = farthest(features(others), features(front), self.config.population)
         return [others[index] for index in chosen]
@@ -109,7 +109,7 @@ class Smem:
     def _losses(self, candidates: Sequence[Genome]) -> Floats:
         """Return how many networks in view, told or candidates, each is not said to beat, (N,)."""
         history, problem = self.history, self.problem
-        learnt = history.learnt()
+        learnt = history.learned_from()
         features = problem.features([history.genomes[index] for index in learnt])
         errors = np.where(history.failed, np.inf, history.errors)[learnt]
         order = pairwise_order(features, errors, self.generator)

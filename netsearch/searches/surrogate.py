@@ -23,7 +23,7 @@ from netsearch.searches.variation import Variation, neighbours
 from netsearch.space.genome import Floats, Genome
 from netsearch.space.problem import Problem, sample_sizes
 
-LEAST_ERROR = 1e-3  # an error of nothing has no logarithm
+MIN_ERROR = 1e-3  # an error of nothing has no logarithm
 MAX_NEIGHBOURS = 1000
 BUDGETS = 128
 
@@ -69,8 +69,8 @@ class Surrogate:
 
     def _choose(self, candidates: Sequence[Genome], count: int) -> list[int]:
         history, problem = self.history, self.problem
-        values = np.log(np.maximum(history.errors, LEAST_ERROR))
-        learnt = history.learnt()
+        values = np.log(np.maximum(history.errors, MIN_ERROR))
+        learnt = history.learned_from()
         features = problem.features([history.genomes[index] for index in learnt])
         model = MODELS[self.config.model](features, values[learnt])
         mean, std = model(problem.features(candidates))

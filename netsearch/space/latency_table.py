@@ -37,15 +37,15 @@ from evaluation.deploy.onnx_files import save_onnx
 from evaluation.errors import InputError
 from evaluation.files.atomic import read_json, write_json
 from evaluation.training.loop import seeded_model
-from netsearch.space.genome import GenomeSpace, NetworkSpec, Stage
-from netsearch.space.network import builder
+from netsearch.space.genome import NetworkSpec, Stage
+from netsearch.space.networks import Networks
 
 ROUNDS = 3  # through all parts; the least counts, since other processes only ever add time
 ROUND_WARMUP, ROUND_REPEATS, ROUND_MIN_S = 2, 7, 0.007
 
 STEM = "stem"
 EMPTY = "empty"  # an ONNX file of no work: what a run costs by itself
-LEAST_SHARE = 0.1  # that stays of a part's time without that: its noise must not make it negative
+MIN_SHARE = 0.1  # that stays of a part's time without that: its noise must not make it negative
 
 Genome = tuple[int, ...]
 Shape = tuple[int, int, int]
@@ -78,10 +78,7 @@ class LatencyTable:
     @classmethod
     def measure(
         cls,
-        space: GenomeSpace,
-        cells: Mapping[str, Cell],
-        image_shape: Shape,
-        classes: int,
+        networks: Networks,
         device: str,
         *,
         threads: int = 1,
@@ -92,14 +89,11 @@ class LatencyTable:
         other processes only ever add time, and seldom to the same part in every round.
 
         Args:
-            space: The networks.
-            cells: Block name to cell.
-            image_shape: (C, H, W).
-            classes: Number of classes.
+            networks: Those whose parts are measured.
             device: `cpu` or `cuda`.
             threads: Of PyTorch's operations on a CPU.
         """
-        needed = all_parts(space, cells, image_shape, classes)
+        needed = all_parts(networks)
         parts_ms = dict.fromkeys(needed, math.inf)
         for _, (name, part) in itertools.product(range(ROUNDS), needed.items()):
             module = seeded_model(part.build, 0, device)
@@ -118,16 +112,13 @@ class LatencyTable:
             "batch": BATCH,
             "torch": str(torch.__version__),
         }
-        return cls(parts_ms, image_shape, classes, facts)
+        return cls(parts_ms, networks.image_shape, networks.classes, facts)
 
     @classmethod
     def from_device(
         cls,
         latencies: DeviceLatencies,
-        space: GenomeSpace,
-        cells: Mapping[str, Cell],
-        image_shape: Shape,
-        classes: int,
+        networks: Networks,
     ) -> Self:
         """Take every part that a network of the space can have from what a device measured.
 
@@ -137,30 +128,27 @@ class LatencyTable:
         Raises:
             InputError: If a part was not measured there.
         """
-        needed = all_parts(space, cells, image_shape, classes)
+        needed = all_parts(networks)
         what = "the parts of these networks (paretoblocks export DIR --parts writes them)"
         measured = latencies.of([EMPTY, *needed], what)
         fixed_ms = measured.pop(EMPTY)
         parts_ms = {
-            name: ms if name.startswith(STEM) else max(ms - fixed_ms, LEAST_SHARE * ms)
+            name: ms if name.startswith(STEM) else max(ms - fixed_ms, MIN_SHARE * ms)
             for name, ms in measured.items()
         }
         facts = {**latencies.facts, "file": str(latencies.path)}
-        return cls(parts_ms, image_shape, classes, facts)
+        return cls(parts_ms, networks.image_shape, networks.classes, facts)
 
     @property
     def source(self) -> Path | None:
         """The latency JSON that it is from; None if it was measured here."""
         return Path(str(self.facts["file"])) if "file" in self.facts else None
 
-    def covers(
-        self, space: GenomeSpace, cells: Mapping[str, Cell], image_shape: Shape, classes: int
-    ) -> bool:
-        """Tell whether it has every part that a network of the space can have."""
-        same_images = (self.image_shape, self.classes) == (image_shape, classes)
-        return same_images and all_parts(space, cells, image_shape, classes).keys() <= set(
-            self.parts_ms
-        )
+    def covers(self, networks: Networks) -> bool:
+        """Tell whether it has every part that one of these networks can have."""
+        theirs = networks.image_shape, networks.classes
+        same_images = (self.image_shape, self.classes) == theirs
+        return same_images and all_parts(networks).keys() <= set(self.parts_ms)
 
     def of(self, stack: Stack) -> float:
         """Return the milliseconds of a network: the sum over its parts.
@@ -181,17 +169,16 @@ class LatencyTable:
             )
         return math.fsum(self.parts_ms[name] for name in names)
 
-    def extreme_genomes(
-        self, space: GenomeSpace, cells: Mapping[str, Cell]
-    ) -> tuple[Genome, Genome]:
-        """Return a genome of the least latency of the space, and one of the largest.
+    def extreme_genomes(self, networks: Networks) -> tuple[Genome, Genome]:
+        """Return a genome of the least latency of these networks, and one of the largest.
 
         Exact: what a stage takes does not depend on the other stages, so each is settled by itself,
         over all its widths and blocks. A wider cell is not always a slower one.
         """
+        space = networks.space
 
         def latency_ms(genome: Genome) -> float:
-            return self.of(builder(space.decode(genome), cells, self.image_shape, self.classes))
+            return self.of(networks.stack(genome))
 
         def settle(depth: int, sign: int) -> Genome:
             s = space.stages
@@ -267,29 +254,20 @@ def parts(stack: Stack) -> Iterator[tuple[str, Part]]:
     yield end, Part(partial(_end, stack), ((place.out_channels, height, width),))
 
 
-def all_parts(
-    space: GenomeSpace, cells: Mapping[str, Cell], image_shape: Shape, classes: int
-) -> dict[str, Part]:
-    """Return every part, by name, that a network of the space can have."""
-    stacks = _uniform_stacks(space, cells, image_shape, classes)
-    return dict(part for stack in stacks for part in parts(stack))
+def all_parts(networks: Networks) -> dict[str, Part]:
+    """Return every part, by name, that one of these networks can have."""
+    return dict(part for stack in _uniform_stacks(networks) for part in parts(stack))
 
 
 def export_parts(
-    space: GenomeSpace,
-    cells: Mapping[str, Cell],
-    image_shape: Shape,
-    classes: int,
+    networks: Networks,
     folder: Path,
     say: Callable[[str], None] = lambda line: None,
 ) -> int:
     """Write every part, and one of no work, as ONNX files; those that are there already stay.
 
     Args:
-        space: The networks.
-        cells: Block name to cell.
-        image_shape: (C, H, W).
-        classes: Number of classes.
+        networks: Those whose parts are written.
         folder: Where the files go; made if it is not there.
         say: Called with a line about each file before it is written.
 
@@ -301,7 +279,7 @@ def export_parts(
     """
     needed = {
         EMPTY: Part(nn.Identity, ((1, 1, 1),)),
-        **all_parts(space, cells, image_shape, classes),
+        **all_parts(networks),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for number, (name, part) in enumerate(needed.items(), start=1):
@@ -346,10 +324,9 @@ def _end(stack: Stack) -> nn.Module:
     return network
 
 
-def _uniform_stacks(
-    space: GenomeSpace, cells: Mapping[str, Cell], image_shape: Shape, classes: int
-) -> Iterator[Stack]:
+def _uniform_stacks(networks: Networks) -> Iterator[Stack]:
     """Yield networks of one width and block each, which together have every part of the space."""
+    space = networks.space
     repeats = min(2, space.depths[-1])  # the first cell after a reduction differs from the others
     for channels, number in itertools.product(
         space.widths, range(max(len(space.normal), len(space.reduction)))
@@ -357,4 +334,4 @@ def _uniform_stacks(
         stage = Stage(space.normal[number % len(space.normal)], repeats, channels)
         reduction = space.reduction[number % len(space.reduction)]
         spec = NetworkSpec((stage,) * space.stages, (reduction,) * (space.stages - 1))
-        yield builder(spec, cells, image_shape, classes)
+        yield networks.of(spec)

@@ -1,14 +1,13 @@
 """What a network search knows before it evaluates: genes, exact costs, what is allowed."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 
-from blocksearch.space import Cell
 from blocksearch.supernet.stack import Stack
 from evaluation.cost.costs import checked_cost, cost_of, known_kinds
 from evaluation.cost.device_latency import LATENCY
@@ -19,7 +18,8 @@ from evaluation.pareto.front import Budgets
 from evaluation.records import Cost
 from netsearch.space.genome import Floats, Genes, Genome, GenomeSpace
 from netsearch.space.latency_table import LatencyTable
-from netsearch.space.network import builder, descended_genomes, extreme_genomes
+from netsearch.space.network import descended_genomes, extreme_genomes
+from netsearch.space.networks import Networks
 
 TRIES_PER_SAMPLE = 200
 GROWING = (PARAMS.name, FLOPS.name, BITS.name)  # with every depth and width, for certain
@@ -80,23 +80,17 @@ class OwnCost:
 
 @dataclass(frozen=True)
 class NetworkProblem:
-    """The networks that a block library makes on images of one shape.
+    """Networks to search among.
 
     Attributes:
-        space: Where the genomes live.
-        cells: Block name to cell.
-        image_shape: (C, H, W).
-        classes: Number of classes.
+        networks: They.
         budgets: Hard budgets.
         cost_names: The costs to minimise, names of `COSTS` or of `own`.
         latency: Milliseconds of the cells, where latency is a cost or has a budget.
         own: A user's own costs.
     """
 
-    space: GenomeSpace
-    cells: Mapping[str, Cell]
-    image_shape: tuple[int, int, int]
-    classes: int
+    networks: Networks
     budgets: Budgets
     cost_names: tuple[str, ...] = ("params",)
     latency: LatencyTable | None = None
@@ -135,6 +129,11 @@ class NetworkProblem:
         return tuple(kinds[checked_cost(name, kinds)] for name in dict.fromkeys(names))
 
     @property
+    def space(self) -> GenomeSpace:
+        """Where the genomes live."""
+        return self.networks.space
+
+    @property
     def genes(self) -> Genes:
         """Those of the space."""
         return self.space.genes
@@ -149,8 +148,7 @@ class NetworkProblem:
 
     def stack(self, genome: Genome) -> Stack:
         """Return the network of a genome, without weights."""
-        spec = self.space.decode(genome)
-        return builder(spec, self.cells, self.image_shape, self.classes)
+        return self.networks.stack(genome)
 
     def cost(self, genome: Genome) -> Cost:
         """Return the counts of a genome's network, and the other costs that are asked for.
@@ -181,7 +179,7 @@ class NetworkProblem:
     def id(self, genome: Genome) -> str:
         """Return the id of a genome's network."""
         if genome not in self._ids:
-            self._ids[genome] = self.space.decode(genome).id(self.cells)
+            self._ids[genome] = self.networks.id(genome)
         return self._ids[genome]
 
     def cheapest(self) -> list[Genome]:
@@ -213,7 +211,7 @@ class NetworkProblem:
                 return self.cost(genome).count(name)
 
             if name == LATENCY.name and self.latency is not None:
-                found = self.latency.extreme_genomes(self.space, self.cells)
+                found = self.latency.extreme_genomes(self.networks)
             elif name in GROWING:
                 found = extreme_genomes(self.space, count)
             else:
