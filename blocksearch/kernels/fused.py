@@ -13,7 +13,7 @@ arithmetic. Here a whole cell is one autograd function over the loops of `kernel
   computed again rather than kept, and only if the weights want a gradient.
 
 What an op must be to run here is told by its type, in `cell_plan.py`; any other op runs in PyTorch
-inside the same function. A second derivative needs the plain path: `with kernels.plain_path():`.
+inside the same function. A second derivative needs the plain path: `with compiled.plain_path():`.
 What found cells train on is in `units.py`.
 """
 
