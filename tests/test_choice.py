@@ -322,7 +322,7 @@ def test_the_lines_say_what_was_chosen_why_and_what_lies_beside_it():
         model("c", 15_000, 0.97, 0.99, flops=1_400_000, latency_ms=0.1567),
     ]
     assert choose(front, wishes(max_params=14_000), {"b": 51_234}).lines() == [
-        "b: 12,000 params, 400,000 FLOPs, 0.1 ms, 51,234 bytes",
+        "b: 12,000 params, 400,000 FLOPs, 0.1 ms, 51,234 bytes on disk",
         "test accuracy: 0.9600 ± 0.0141 over 2 seeds",
         "why: the most accurate of the 2 of 3 retrained models with at most 14,000 params; "
         "no other is within one standard deviation (0.0141) of it",
@@ -330,7 +330,7 @@ def test_the_lines_say_what_was_chosen_why_and_what_lies_beside_it():
         "next dearer: c, 15,000 params (+3,000 params), test accuracy 0.9800 (+2.00 points), "
         "which does not fit",
         "more accuracy: +2.00 points cost +3,000 params (1.25 times as much), 1,500 params a point",
-        "chosen by test accuracy among 2 models, so a little optimistic",
+        "chosen by test accuracy among 2 models, so slightly optimistic",
     ]
     quick = choose(front, wishes(max_latency_ms=0.09, min_accuracy=0.5)).lines()
     assert quick[0] == "a: 5,000 params, 100,000 FLOPs, 0.05678 ms"

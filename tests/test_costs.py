@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
+import tiny_run
+from blocksearch.library import BlockLibrary
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS, OPS
 from blocksearch.space import SearchSpace
 from blocksearch.supernet.stack import PlacedCell, Stack
@@ -28,14 +31,18 @@ from evaluation.deploy.onnx_files import save_onnx
 from evaluation.deploy.quantize import quantize
 from evaluation.errors import InputError
 from evaluation.files.archive import Archive
+from evaluation.files.run_folder import RunFolder
 from evaluation.pareto.choice import amount_of
 from evaluation.pareto.front import Budgets
 from evaluation.records import Cost
+from evaluation.workers.workers import Workers
 from graph_rules import flash_of_file, peak_of_file
-from netsearch.search import Outcome
+from netsearch.members.members import Members
+from netsearch.search import Outcome, networks_of
 from netsearch.space.genome import GenomeSpace, stages_for
 from netsearch.space.networks import Networks
 from netsearch.space.problem import NetworkProblem, OwnCost
+from run_pipeline import Pipeline
 from test_stage import stage
 
 SHAPE, CLASSES = (1, 8, 8), 10
@@ -212,6 +219,21 @@ def test_an_own_cost_is_minimised_and_bounded_without_a_fork(tmp_path):
     assert pickle.loads(pickle.dumps(one.problem)).kinds["energy_nj"] == ENERGY
     with pytest.raises(InputError, match=r"knows of its networks .*energy_nj.* cannot go on"):
         stage(tmp_path, evaluations=6).run()
+
+
+@pytest.mark.slow
+def test_an_own_cost_goes_through_a_whole_run_of_two_workers(tmp_path):
+    config = Config.load(FOLDER / "quickstart.yaml", tiny_run.TINY)
+    folder, console = RunFolder(tmp_path / "run"), Console(quiet=True)
+    costs = (OwnCost(ENERGY),)
+    run = Pipeline(config, folder, workers=Workers(2), console=console, costs=costs)
+    run.run()
+    front = Members.open(folder.path).front()
+    networks = networks_of(config.netsearch, BlockLibrary.load(folder.blocks), run.images)
+    for record in front:
+        assert record.cost.count("energy_nj") == energy(networks.stack(record.genome))
+    assert any(record.test_accuracy for record in front)
+    assert "energy_nj" in (folder.path / "report.html").read_text()
 
 
 def test_the_documented_example_is_a_cost():

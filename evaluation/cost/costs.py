@@ -19,7 +19,7 @@ COSTS: dict[str, CostKind] = {  # the order of tables, and of budgets: the first
     "flash_bytes": FLASH_BYTES,
 }
 FILE = CostKind(
-    "file_bytes", "bytes", Axis("file size", "file size", suffix="B")
+    "file_bytes", "bytes on disk", Axis("file size", "file size", suffix="B")
 )  # its size is exact, but a file's
 
 

@@ -169,7 +169,7 @@ class Choice:
             f"more accuracy: {self._more()}",
             *_unknown(self.unmeasured),
             *(
-                [f"chosen by test accuracy among {self.among} models, so a little optimistic"]
+                [f"chosen by test accuracy among {self.among} models, so slightly optimistic"]
                 if self.among > 1
                 else []
             ),
@@ -291,7 +291,7 @@ def choose(
         chosen, why = _best(fitting, wishes, len(candidates))
     else:
         chosen = min(candidates, key=lambda c: (c.excess, *c.cheapness))
-        why = "of its largest excess over a budget, relative to that budget, it has the least"
+        why = "it comes nearest: its largest excess, relative to the budget, is the smallest"
     if chosen.excess == math.inf:
         raise InputError("; ".join(_unknown(unmeasured)))
     front = _front(candidates)
