@@ -91,10 +91,12 @@ def check_peaks(stacks, folder):
         assert ACTIVATION_BYTES.of(stack) == peak_of_file(exported(stack, folder))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))  # each with other cells
-def test_activation_bytes_of_100_genomes_are_those_of_their_exported_graphs(seed, tmp_path):
-    check_peaks(random_stacks(25, library(seed=seed), seed=seed), tmp_path)
+@pytest.mark.parametrize(
+    "count", [pytest.param(3, marks=pytest.mark.slow), pytest.param(25, marks=pytest.mark.soak)]
+)
+def test_activation_bytes_of_100_genomes_are_those_of_their_exported_graphs(count, seed, tmp_path):
+    check_peaks(random_stacks(count, library(seed=seed), seed=seed), tmp_path)
 
 
 @pytest.mark.slow

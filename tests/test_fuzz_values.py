@@ -21,6 +21,7 @@ from evaluation.records import Cost, ModelRecord
 from evaluation.terminal.amounts import amount, read_number, read_whole
 from fuzzing import quickstart
 from mutations import changed, names_a_key, places, text_of, values
+from netsearch.forecast.checks import check_run
 from netsearch.space.genome import GenomeSpace, NetworkSpec
 from run_pipeline import Pipeline
 
@@ -275,7 +276,7 @@ def test_a_valid_config_runs_a_dry_step_or_names_the_key(tmp_path_factory, chang
     try:
         config = Config.load(_quickstart(folder), base + given_)
         pipeline = Pipeline(config, RunFolder(folder), console=Console(quiet=True))
-        pipeline._check()
+        check_run(pipeline.dataset, pipeline.plan(), pipeline.folder, pipeline.device)
     except InputError as error:
         keys = {part for key in changes for part in key.split(".")} | {"data", "search", "digits"}
         assert names_a_key(str(error), keys), error

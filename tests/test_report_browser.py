@@ -378,7 +378,7 @@ def test_a_whole_run_on_classes_and_files_named_by_a_stranger_runs_no_script(tmp
             picture = Image.new("RGB", (8, 8), (200 * number, 3 * shade, 9))
             picture.save(root / kind / f"{evil} {shade}.png")
     data = {"data.name": "folder", "data.root": str(root), "data.image_size_px": 8}
-    changes = [f"{key}={json.dumps(value)}" for key, value in data.items()]
+    changes = [f"{key}={value}" for key, value in data.items()]
     small = [one for one in TINY if not one.startswith("data.")]
     config = Config.load(FOLDER / "quickstart.yaml", [*small, *changes])
     folder = RunFolder(tmp_path / f"{evil} run")
