@@ -159,7 +159,7 @@ def starts(log, sign="+"):
     return sorted(int(line[1:]) for line in lines if line[0] == sign)
 
 
-def wait_until(condition, seconds=30):
+def wait_until(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
