@@ -48,7 +48,7 @@ def main() -> None:
         run(sys.executable, "-m", "venv", str(device / "venv"))
         python = str(device / "venv" / "bin" / "python")
         run(python, "-m", "pip", "install", "-q", "onnxruntime", "numpy")
-        shutil.copy(ROOT / "evaluation" / "paretoblocks_latency.py", device)
+        shutil.copy(ROOT / "evaluation" / "cost" / "paretoblocks_latency.py", device)
         print(run(python, "-I", "paretoblocks_latency.py", ".", folder=device).strip())
         pixels = dataset.test.images.permute(0, 2, 3, 1).numpy()
         np.save(device / "images.npy", pixels[..., 0] if pixels.shape[3] == 1 else pixels)

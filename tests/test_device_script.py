@@ -82,7 +82,7 @@ def device(model, digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("device")
     images = torch.cat([images for images, _ in batches(digits.search_valid, 500)])
     export_onnx(model, Preprocessing.of(digits), images, folder / "model.onnx", name="member")
-    shutil.copy(ROOT / "evaluation" / "paretoblocks_latency.py", folder)
+    shutil.copy(ROOT / "evaluation" / "cost" / "paretoblocks_latency.py", folder)
     np.save(folder / "images.npy", digits.test.images[:, 0].numpy())
     return folder
 
