@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from evaluation.cost import paretoblocks_latency
-from evaluation.cost.paretoblocks_latency import LatencyError, main, time_file
+from evaluation.cost.paretoblocks_latency import LatencyError, check_model, main, time_file
 from evaluation.deploy.onnx_files import onnx_session
 from evaluation.errors import InputError
 
@@ -87,16 +87,18 @@ def folder(tmp_path):
 @pytest.mark.parametrize(
     "location",
     [
-        "../secret", "sub/../../secret", "/etc/passwd", "link", "way/secret", "pipe",
+        "../secret", "sub/../../secret", "/etc/passwd", "link", "way/secret", "sub/weights", "pipe",
         "missing", "", "*/_ORT_MEM_ADDR_/*", "a\0b",
     ],
 )  # fmt: skip
-def test_a_model_reads_no_file_from_outside_of_its_folder(location, place, folder):
+def test_a_model_reads_no_file_of_another_folder(location, place, folder):
     path = folder / "a.onnx"
     path.write_bytes(PLACES[place](weight(location=location)).SerializeToString())
-    with pytest.raises(LatencyError, match=r"a\.onnx: "):
+    words = r"a\.onnx: expected its weights in itself or in files beside it, got "
+    with pytest.raises(LatencyError, match=words) as refused:
         time_file(path, **QUICK)
-    with pytest.raises(InputError, match=r"a\.onnx"):
+    assert repr(location) in str(refused.value)
+    with pytest.raises(InputError, match=words):
         onnx_session(path)
 
 
@@ -108,8 +110,32 @@ def test_weights_in_a_file_beside_the_model_are_read(folder):
     assert found.tolist() == [[6.0, 9.0]]  # sums of the columns of 0 to 5
 
 
-def test_a_file_of_a_terabyte_is_refused(folder):
+@pytest.mark.parametrize("write", [b"\x0a\x08", b"\x8a\x80\x00\x88\x00"], ids=["short", "long"])
+@pytest.mark.parametrize("last", [False, True])
+def test_no_way_to_write_the_same_message_hides_a_place(write, last, folder):
+    key, value = write + b"location", b"\x12\x09../secret"
+    whole = model([PRODUCT], [weight(location="../secret")]).SerializeToString()
+    plain = b"\x6a\x15\x0a\x08location" + value
+    assert whole.count(plain) == 1
+    entry = value + key if last else key + value
+    grown = len(entry) - 21
     path = folder / "a.onnx"
+    hidden = whole.replace(plain, b"\x6a" + bytes([len(entry)]) + entry)
+    for tag in (b"\x3a", b"\x2a"):  # the graph and its initializer have lengths of one byte
+        place = hidden.index(tag, 0 if tag == b"\x3a" else hidden.index(b"MatMul"))
+        hidden = hidden[: place + 1] + bytes([hidden[place + 1] + grown]) + hidden[place + 2 :]
+    assert onnx.load_from_string(hidden) == onnx.load_from_string(whole)
+    path.write_bytes(hidden)
+    with pytest.raises(LatencyError, match=r"got '\.\./secret'"):
+        check_model(path)
+
+
+def test_a_file_or_weights_beside_it_of_a_terabyte_are_refused(folder):
+    path = folder / "a.onnx"
+    huge = weight((VALUES, VALUES), location="huge")
+    path.write_bytes(model([PRODUCT], [huge], VALUES).SerializeToString())
+    with pytest.raises(LatencyError, match=r"huge: expected at most 2,147,483,648 bytes"):
+        time_file(path, **QUICK)
     (folder / "huge").rename(path)
     with pytest.raises(LatencyError, match=r"a\.onnx: expected at most 2,147,483,648 bytes"):
         time_file(path, **QUICK)
@@ -174,9 +200,11 @@ def varint(value):
 
 def test_what_nests_without_end_is_refused(folder):
     path = folder / "a.onnx"
+    path.write_bytes(nested(30))
+    check_model(path)
     path.write_bytes(nested(2000))
-    with pytest.raises(LatencyError, match=r"a\.onnx: not an ONNX file that can be loaded"):
-        time_file(path, **QUICK)
+    with pytest.raises(LatencyError, match=r"a\.onnx: not an ONNX file .*: it nests too deep"):
+        check_model(path)
 
 
 def test_an_axis_whose_name_is_no_text_is_an_error_of_the_file(folder):

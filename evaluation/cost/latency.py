@@ -59,7 +59,7 @@ def measure_onnx_ms(path: Path, threads: int = 1) -> Latency:
         raise not_installed("onnx", "latency in ONNX Runtime") from error
     del onnxruntime
     try:
-        return Latency.from_json(time_file(path, threads))
+        return Latency.from_json(time_file(path, threads=threads))
     except LatencyError as error:
         raise InputError(str(error)) from error
 

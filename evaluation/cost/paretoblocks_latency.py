@@ -13,8 +13,8 @@ least median counts, since other processes only ever add time. The clock is that
 where one thread of a CPU computes: it stands still while another process has the core. Else it is
 the wall clock.
 
-A file may come from a stranger: inputs that it declares too large are refused before they are
-drawn, and ONNX Runtime reads no weights from outside of its folder.
+A file may come from a stranger: it is read with files of the same folder and no others, and inputs
+that it declares too large are refused before they are drawn.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +39,18 @@ MIN_RUNS = 7  # of a round: the median of fewer is an accident
 MS_PER_S = 1000.0
 MAX_BYTES = 2**31  # of a file, or of one of its weights: no more fits into a protobuf
 MAX_VALUES = 2**28  # of all inputs of a run, a GiB
+DEEPEST = 100  # messages in one another; protobuf reads no deeper
+# Messages of ONNX in which tensors may lie: number of a field -> the message that it holds.
+MESSAGES: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "external"},
+}
 
 
 class LatencyError(ValueError):
@@ -65,16 +77,12 @@ class Options(NamedTuple):
     provider: str = CPU
 
 
-def time_file(
-    path: str | Path,
-    threads: int = 1,
-    batch: int = 1,
-    warmup: int = 5,
-    seconds: float = 1.0,
-    rounds: int = 3,
-    provider: str = CPU,
-) -> dict[str, Any]:
+def time_file(path: str | Path, **options: Any) -> dict[str, Any]:
     """Time one ONNX file.
+
+    Args:
+        path: The file.
+        options: Fields of `Options`.
 
     Returns:
         What the JSON holds of a file: `file`, `sha256`, `median_ms` and `spread_ms` (the
@@ -83,8 +91,7 @@ def time_file(
     Raises:
         LatencyError: If it cannot be timed, or onnxruntime is missing.
     """
-    options = Options(threads, batch, warmup, seconds, rounds, provider)
-    (entry,) = time_files([Path(path)], options).values()
+    (entry,) = time_files([Path(path)], Options(**options)).values()
     return entry
 
 
@@ -127,6 +134,28 @@ def time_folder(folder: Path, options: Options, device: str | None = None) -> di
         "warmup": options.warmup,
         "files": time_files(paths, options),
     }
+
+
+def check_model(path: Path) -> None:
+    """Refuse an ONNX file that would have another file read than those of its folder.
+
+    ONNX Runtime refuses so itself, but not in all versions.
+
+    Raises:
+        LatencyError: If it is no file or no ONNX, larger than 2 GiB, or names such a file.
+    """
+    _check_size(path)
+    try:
+        names = sorted(set(_external(memoryview(path.read_bytes()), "model", 0)))
+    except (OSError, ValueError) as error:
+        raise LatencyError(f"{path}: not an ONNX file that can be loaded: {error}") from error
+    for name in names:
+        beside = path.parent / name
+        if not beside.is_file() or beside.resolve().parent != path.resolve().parent:
+            raise LatencyError(
+                f"{path}: expected its weights in itself or in files beside it, got {name!r}"
+            )
+        _check_size(beside)
 
 
 def device_words() -> str:
@@ -206,16 +235,53 @@ def _check(options: Options) -> None:
         raise LatencyError(f"--provider {options.provider}: this onnxruntime has {there}")
 
 
-def check_file(path: Path) -> None:
-    """Refuse what is no file, or is larger than 2 GiB.
-
-    Raises:
-        LatencyError: If it is so.
-    """
+def _check_size(path: Path) -> None:
     if not path.is_file():  # a pipe would be waited for
         raise LatencyError(f"{path}: not an ONNX file that can be loaded: there is no such file")
     if path.stat().st_size > MAX_BYTES:
         raise LatencyError(f"{path}: expected at most {MAX_BYTES:,} bytes, got more")
+
+
+def _external(message: memoryview, kind: str, depth: int) -> Iterator[str]:
+    """Yield the places of weights outside of the file that a message of ONNX names."""
+    if depth > DEEPEST:
+        raise ValueError("it nests too deep")
+    for number, content in _fields(message):
+        inner = MESSAGES[kind].get(number)
+        if inner == "external":
+            entry = list(_fields(content))
+            if any(bytes(value) == b"location" for _, value in entry):
+                yield from (str(value, "utf-8") for field, value in entry if field == 2)
+        elif inner is not None:
+            yield from _external(content, inner, depth + 1)
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yield number and content of those fields of a protobuf message that have a length."""
+    place = 0
+    while place < len(message):
+        tag, place = _varint(message, place)
+        kind, size = tag & 7, {1: 8, 5: 4}.get(tag & 7, 0)
+        if kind in (0, 2):
+            value, place = _varint(message, place)
+            size = value if kind == 2 else 0
+        elif not size:
+            raise ValueError("no protobuf")
+        if size > len(message) - place:
+            raise ValueError("cut off")
+        if kind == 2:
+            yield (tag & 0xFFFFFFFF) >> 3, message[place : place + size]
+        place += size
+
+
+def _varint(message: memoryview, place: int) -> tuple[int, int]:
+    """Return the integer at a place of a protobuf message, and where it ends."""
+    value = 0
+    for number, byte in enumerate(message[place : place + 10]):
+        value |= (byte & 0x7F) << 7 * number
+        if byte < 0x80:
+            return value, place + number + 1
+    raise ValueError("cut off")
 
 
 def _session(path: Path, options: Options) -> Any:
@@ -261,7 +327,7 @@ def _inputs(path: Path, session: Any, batch: int) -> dict[str, Any]:
 
 def _run_once(path: Path, options: Options) -> str:
     """Check that a file loads and runs, and return its name."""
-    check_file(path)
+    check_model(path)
     session = _session(path, options)
     try:
         session.run(None, _inputs(path, session, options.batch))

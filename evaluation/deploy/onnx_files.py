@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from evaluation.cost.paretoblocks_latency import LatencyError, check_file
+from evaluation.cost.paretoblocks_latency import LatencyError, check_model
 from evaluation.errors import InputError, not_installed
 from evaluation.files.atomic import write_atomic
 
@@ -105,7 +105,7 @@ def onnx_session(path: Path, threads: int = 1) -> Any:
     except ImportError as error:
         raise not_installed("onnx", "reading an ONNX file") from error
     try:
-        check_file(path)
+        check_model(path)
     except LatencyError as error:
         raise InputError(str(error)) from error
     options = onnxruntime.SessionOptions()
