@@ -80,9 +80,8 @@ class Pipeline(Run):
         if self.folder.blocks.exists():
             return BlockLibrary.load(self.folder.blocks)
         config, seed = self.config.blocksearch, self.config.seed
-        with self.step(
-            "blocks", "block search, epochs", len(config.searches(seed)) * config.epochs
-        ):
+        epochs = len(config.searches(seed)) * config.epochs
+        with self.step("blocks", "block search, epochs", epochs):
             library = search_blocks(self.searches, seed, self.workers, self.console.print)
         library.save(self.folder.blocks)
         return library
@@ -116,10 +115,8 @@ class Pipeline(Run):
         from netsearch.search import genome_space
 
         config, cells = self.config.retrain, self.config.blocksearch.space
-        space, inputs = (
-            genome_space(self.config.netsearch, library, self.images),
-            self.preprocessing,
-        )
+        space = genome_space(self.config.netsearch, library, self.images)
+        inputs = self.preprocessing
         found, members = member_trials(front, space, library, inputs), spread(front, config.members)
         count, seed = config.baselines, self.config.seed
         baselines = trials_beside(members, space, cells, inputs, count=count, seed=seed)

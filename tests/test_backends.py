@@ -159,7 +159,7 @@ def starts(log, sign="+"):
     return sorted(int(line[1:]) for line in lines if line[0] == sign)
 
 
-def wait_until(condition, seconds=120):
+def wait_until(condition, seconds=30):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -268,17 +268,22 @@ def test_what_ran_on_a_worker_that_was_killed_is_done_again(pair, tmp_path):
 def test_a_search_that_loses_a_worker_leaves_the_records_of_one_process(pair, serial, tmp_path):
     """The worker dies when the first record has come, so in the middle of another evaluation."""
     both_at_work(pair)
-    archive, killed = tmp_path / ARCHIVE, threading.Event()
+    archive, killed, over = tmp_path / ARCHIVE, threading.Event(), threading.Event()
 
     def kill_at_the_first_record():
-        wait_until(lambda: archive.exists() and archive.read_bytes())
+        while not (archive.exists() and archive.read_bytes()):
+            if over.wait(POLL_S):
+                return
         pair.kill_one()
         killed.set()
 
     killer = threading.Thread(target=kill_at_the_first_record)
     killer.start()
-    lines = searched(tmp_path, pair.workers)
-    killer.join()
+    try:
+        lines = searched(tmp_path, pair.workers)
+    finally:
+        over.set()
+        killer.join()
     assert killed.is_set() and len(lines) == len(serial) and set(lines) == serial
 
 

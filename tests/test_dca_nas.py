@@ -48,7 +48,13 @@ def random_cells(space: SearchSpace, generator: random.Random) -> dict:
 
 @pytest.mark.parametrize(
     ("space", "cells", "count"),
-    [(EVERY_EDGE, 2, 10), (nas_bench_201.SPACE, 3, 20), (DARTS, 3, 4)],
+    [
+        *((EVERY_EDGE, 2, 10), (nas_bench_201.SPACE, 3, 20), (DARTS, 3, 4)),
+        *(
+            pytest.param(*more, marks=pytest.mark.slow)
+            for more in ((EVERY_EDGE, 2, 40), (nas_bench_201.SPACE, 3, 100), (DARTS, 3, 6))
+        ),
+    ],
 )
 def test_f_at_one_hot_alphas_is_the_exact_cost_of_the_built_network(make_dca, space, cells, count):
     strategy = make_dca(space, cells=cells, max_params=HUGE, max_flops=HUGE)

@@ -222,3 +222,15 @@ def test_a_signal_in_each_stage_ends_the_run_cleanly_and_it_goes_on_to_the_same_
     last = subprocess.run(command(tmp_path, changes=LONG), capture_output=True, timeout=300)
     assert last.returncode == 0
     assert result(tmp_path) == unbroken
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["random", "nsga2", "surrogate", "smem", "halving"])
+def test_a_search_goes_on_where_a_third_fails_and_none_of_them_is_on_the_front(
+    tmp_path, monkeypatch, name
+):
+    replace_training(monkeypatch, failing(0.33))
+    seen = []
+    records = run_analytic(tmp_path, name, problem_of(), on_record=seen.append)
+    assert len([record for record in seen if record.failure]) > 5
+    assert all(record.failure is None for record in pareto_set(records, ("params",)))

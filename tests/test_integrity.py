@@ -202,8 +202,13 @@ def test_what_a_run_began_with_is_written_again_by_the_same_call(
     assert results(copy) == results(finished)
 
 
-def test_a_damaged_config_is_not_replaced_by_another(copy):
-    flip_a_bit(copy / "config.yaml", copy)
+@pytest.mark.parametrize(
+    "damage",
+    [pytest.param(one, marks=[pytest.mark.slow] * (one is not flip_a_bit)) for one in DAMAGES],
+    ids=[one.__name__ for one in DAMAGES],
+)
+def test_a_damaged_config_is_not_replaced_by_another(copy, another, damage):
+    damage(copy / "config.yaml", another / "config.yaml")
     with pytest.raises(InputError, match=r"config\.yaml: is damaged or another"):
         pipeline(copy, "seed=1").run()
 

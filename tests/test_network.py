@@ -77,6 +77,17 @@ def test_a_network_has_the_depths_widths_and_resolutions_of_its_spec():
         (28, 6, DARTS_OPS, 1),
         (28, 6, LIGHT_OPS, 2),
         (33, 6, tuple(OPS), 2),
+        *(
+            pytest.param(*more, marks=pytest.mark.slow)
+            for more in (
+                (8, 60, DARTS_OPS, 2),
+                (8, 60, LIGHT_OPS, 2),
+                (8, 30, LIGHT_OPS, 3),
+                (28, 15, DARTS_OPS, 1),
+                (28, 15, LIGHT_OPS, 2),
+                (33, 20, tuple(OPS), 2),
+            )
+        ),
     ],
 )
 def test_predicted_cost_equals_the_built_network_to_the_integer(side, count, ops, nodes):

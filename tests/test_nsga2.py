@@ -231,3 +231,23 @@ def test_the_first_population_is_filled_up_when_too_few_networks_are_feasible():
     genomes = sample(tight, 8)
     assert len(genomes) == 8
     assert sum(tight.cost(g).params <= limit for g in set(genomes)) == 3
+
+
+@pytest.mark.slow
+def test_three_objectives_are_searched_as_well(tmp_path, trained):
+    problem = problem_of(costs=("params", "flops"))
+    box = hypervolume_box(problem)
+    found = run(tmp_path, "nsga2", problem, population=20, evaluations=300)
+    assert box.hypervolume(found) >= 0.97 * box.hypervolume(every_record())
+
+
+@pytest.mark.slow
+def test_both_searches_evaluate_the_cheapest_network_so_a_front_reaches_that_end(tmp_path, trained):
+    problem = problem_of(costs=("params", "flops"))
+    for seed in range(3):
+        drawn = run(tmp_path / f"random{seed}", "random", problem, seed=seed, evaluations=8)
+        evolved = run(tmp_path / f"{seed}", "nsga2", problem, seed=seed)
+        for archive in (evolved, drawn):
+            front = pareto_set(archive, ("params",))
+            assert front[0].cost.params == counts("params").min()
+            assert min(record.cost.flops for record in archive) == counts("flops").min()

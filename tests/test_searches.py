@@ -27,6 +27,7 @@ from analytic import (
 from blocksearch.library import BlockLibrary, FoundCell
 from blocksearch.space import NORMAL, REDUCTION
 from evaluation.data.config import DataConfig
+from evaluation.errors import InputError
 from evaluation.files.archive import Archive
 from evaluation.pareto.front import Budgets, pareto_set
 from evaluation.training.context import RunContext
@@ -76,7 +77,7 @@ def test_every_search_has_a_label_and_a_name_that_a_config_may_give():
     ("evaluations", "population"),
     [
         *((4, 12), (12, 12), (31, 5)),
-        *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((37, 12), (60, 12))),
+        *(pytest.param(*n, marks=pytest.mark.slow) for n in ((37, 12), (60, 12), (61, 5))),
     ],
 )
 def test_a_search_spends_what_it_may_on_networks_that_are_distinct_and_new(
@@ -392,3 +393,11 @@ def test_a_search_that_asks_for_nothing_is_told_what_is_left_over():
     run_search(search, lambda batch: np.array([0.25]), 4.8, lines.append)
     assert lines == ["no new network comes up after 8: 0.80 of an evaluation is left over"]
     assert search.errors == [0.25]
+
+
+@pytest.mark.slow
+@ALL
+def test_a_search_of_nothing_but_failures_stops_and_says_why(tmp_path, monkeypatch, name):
+    replace_training(monkeypatch, lambda r, *_: replace(r, failure="RuntimeError: no"))
+    with pytest.raises(InputError, match="failed, so the search stops: .* x RuntimeError: no"):
+        run(tmp_path, name, problem_of(), evaluations=30)

@@ -191,3 +191,50 @@ def test_it_beats_plain_nsga2_at_200_evaluations(nats: TableProblem) -> None:
         for seed in range(2)
     ]
     assert np.mean(shares) > PLAIN_NSGA2 + 0.01, shares
+
+
+class HalfAllowed:
+    """The toy with a hard budget: the first gene must be even."""
+
+    def __init__(self, table: TableProblem):
+        self.table = table
+        self.genes, self.bounds = table.genes, table.bounds
+        self.costs, self.id, self.features = table.costs, table.id, table.features
+        self.cheapest = table.cheapest
+
+    def excess(self, genomes: list[Genome]) -> Floats:
+        return np.array([float(genome[0] % 2) for genome in genomes])
+
+
+@pytest.mark.slow
+def test_networks_asked_for_are_new_distinct_and_allowed(toy: TableProblem) -> None:
+    problem = HalfAllowed(toy)
+    search = Smem(problem, config(90), 0)
+    told: list[Genome] = []
+    while len(told) < 90:
+        batch = search.ask(90 - len(told))
+        assert 0 < len(batch.genomes) <= 90 - len(told)
+        told += batch.genomes
+        search.tell(batch, toy.evaluate(batch))
+    assert len(set(told)) == len(told) == 90
+    assert all(genome[0] % 2 == 0 for genome in told)
+
+
+@pytest.mark.slow
+def test_the_same_seed_asks_the_same_and_another_one_does_not(toy: TableProblem) -> None:
+    assert asked(toy, 50, seed=3) == asked(toy, 50, seed=3)
+    assert asked(toy, 50, seed=3) != asked(toy, 50, seed=4)
+
+
+@pytest.mark.slow
+def test_an_exhausted_space_ends_with_an_empty_batch() -> None:
+    genomes = all_genomes(3, 2)
+    genes = Genes(np.full(2, 2), ((SIZES, 2),))
+    problem = TableProblem(genes, genomes, 0.5 - genomes.sum(1) / 10, 1.0 + genomes.sum(1)[:, None])
+    search = Smem(problem, config(100, population=4), 0)
+    told: list[Genome] = []
+    while (batch := search.ask(100)).genomes:
+        told += batch.genomes
+        search.tell(batch, problem.evaluate(batch))
+    assert sorted(told) == [tuple(row) for row in genomes.tolist()]
+    assert search.ask(100) == Batch(())

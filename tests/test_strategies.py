@@ -168,7 +168,7 @@ def test_the_same_seed_gives_the_same_cells_and_another_seed_other_alphas(
 ):
     def searched(seed: int) -> Strategy:
         strategy = build(strategy_class, make_setup(OPS), seed)
-        run(strategy, period_batch, steps=4)
+        run(strategy, period_batch, steps=8)
         return strategy
 
     first, second, other = searched(0), searched(0), searched(1)
