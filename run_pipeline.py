@@ -88,7 +88,6 @@ class Pipeline(Run):
 
     def search_networks(self, library: "BlockLibrary") -> list[ModelRecord]:
         """Stage two: a search over the library, random search beside it, the Pareto set."""
-        from netsearch.estimators.shared_scoring import SHARED_STAGE
         from netsearch.search import NetworkStage
 
         if self.folder.pareto.exists():
@@ -96,8 +95,9 @@ class Pipeline(Run):
         config, say = self.config.netsearch, self.console.print
         where = self.folder.path, self.workers
         stage = NetworkStage(config, library, self.images, self.context, *where, say, self.costs)
-        if epochs := stage.estimator.epochs_ahead:
-            with self.step(SHARED_STAGE, "shared weights, epochs", epochs):
+        if made := stage.estimator.prepares:
+            epochs = stage.estimator.epochs_ahead
+            with self.step(made, f"{made.replace('_', ' ')}, epochs", epochs):
                 stage.prepare()
         with self.step("networks", "networks", stage.expected, lambda: stage.evaluated):
             outcome = stage.run()

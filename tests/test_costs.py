@@ -35,6 +35,7 @@ from evaluation.files.run_folder import RunFolder
 from evaluation.pareto.choice import amount_of
 from evaluation.pareto.front import Budgets
 from evaluation.records import Cost
+from evaluation.terminal.amounts import kilobytes
 from evaluation.workers.workers import Workers
 from graph_rules import flash_of_file, peak_of_file
 from netsearch.members.members import Members
@@ -335,3 +336,14 @@ def test_values_that_are_known_are_not_measured_again():
     assert cost_of(stack, [spoilt]) == stack.cost()
     assert cost_of(stack, [ENERGY]) == stack.cost().with_values({"energy_nj": energy(stack)})
     assert isinstance(cost_of(stack, [ENERGY]), Cost)
+
+
+@pytest.mark.parametrize("given", ["-1", "0", "0.0009", "nan", "1e309", "much", "2 kB"])
+def test_kilobytes_that_hold_no_byte_are_refused_as_they_were_typed(given):
+    assert (kilobytes("0.001"), kilobytes("64", "--max-ram-kb"), kilobytes(None)) == (
+        1,
+        64_000,
+        None,
+    )
+    with pytest.raises(InputError, match=rf"--max-ram-kb: expected .*, got '{given}'"):
+        kilobytes(given, "--max-ram-kb")

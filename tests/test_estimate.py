@@ -2,7 +2,10 @@
 
 import errno
 import random
+import re
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,8 +26,10 @@ from evaluation.training.context import RunContext
 from evaluation.training.loop import TrainConfig
 from evaluation.workers.pool import WorkerDied
 from evaluation.workers.workers import Workers
+from netsearch.estimators import ESTIMATORS
 from netsearch.estimators.evaluator import Evaluator
 from netsearch.estimators.proxy import ProxyTraining, estimate, proxy_epochs
+from netsearch.estimators.shared_training import SharedWeightsConfig
 from netsearch.searches.protocol import Batch
 from netsearch.space.genome import GenomeSpace
 from netsearch.space.networks import Networks
@@ -304,3 +309,21 @@ def test_a_worker_that_dies_becomes_a_failure_of_its_network_alone(
     assert died.failure == "WorkerDied: A worker process was terminated"
     assert (died.genome, died.cost, died.seed) == (SMALL, problem_of().cost(SMALL), 7)
     assert list(Archive(tmp_path / "a")) == [died, fine]
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_an_estimator_prepares_something_if_and_only_if_that_takes_epochs(name, tmp_path):
+    settings = SimpleNamespace(train=recipe(), shared_weights=SharedWeightsConfig(epochs=3))
+    one = ESTIMATORS[name].of(settings, context(tmp_path), tmp_path)
+    assert (bool(one.prepares), one.shares_weights) == (one.epochs_ahead > 0,) * 2
+    assert one.epochs_ahead in (0, 3) and (one.checked > 0) == one.shares_weights
+
+
+def test_no_code_compares_the_name_of_an_estimator():
+    root = Path(__file__).parents[1]
+    names = "|".join(ESTIMATORS)
+    for package in ("netsearch", "configs", "evaluation"):
+        for path in (root / package).rglob("*.py"):
+            assert not re.search(rf"[=!]= \"({names})\"", path.read_text()), path
+    assert not re.search(rf"[=!]= \"({names})\"", (root / "run_pipeline.py").read_text())
+    assert re.search(rf"[=!]= \"({names})\"", 'if config.estimate == "proxy":')

@@ -91,7 +91,11 @@ def kilobytes(text: str | None, option: str = "") -> int | None:
     """Read the kB of 1000 bytes that an option takes; returns bytes.
 
     Raises:
-        InputError: As `quantity`.
+        InputError: If it is no number, or less than a byte.
     """
     size = quantity(text, option)
-    return None if size is None else int(1000 * size)
+    if text is None or size is None:
+        return None
+    if not size >= 0.001:
+        raise _refused(option, "kilobytes of at least one byte, such as 64", text)
+    return int(1000 * size)

@@ -31,6 +31,7 @@ class Estimator(Protocol):
 
     Attributes:
         fidelities: Whether it can judge for a part of the cost of a whole judgement.
+        prepares: What `prepare` makes, as the event log calls it; empty where it makes nothing.
         shares_weights: Whether it scores networks by weights that all of them share.
         checked: How many networks the end of a search trains for a short time as well, to see
             whether the estimate ranks them as that does; 0 where it is that.
@@ -38,6 +39,7 @@ class Estimator(Protocol):
     """
 
     fidelities: ClassVar[bool]
+    prepares: ClassVar[str]
     shares_weights: ClassVar[bool]
 
     @property

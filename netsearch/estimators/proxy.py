@@ -58,6 +58,7 @@ class ProxyTraining:
     context: RunContext
     recipe: TrainConfig
     fidelities: ClassVar[bool] = True
+    prepares: ClassVar[str] = ""
     shares_weights: ClassVar[bool] = False
     checked: ClassVar[int] = 0
     epochs_ahead: ClassVar[int] = 0

@@ -43,6 +43,7 @@ class SharedScoring:
     settings: SharedWeightsConfig
     weights: Path
     fidelities: ClassVar[bool] = False
+    prepares: ClassVar[str] = SHARED_STAGE
     shares_weights: ClassVar[bool] = True
 
     @classmethod
