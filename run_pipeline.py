@@ -78,7 +78,7 @@ class Pipeline(Run):
         from blocksearch.search import search_blocks
 
         if self.folder.blocks.exists():
-            return BlockLibrary.load(self.folder.blocks)
+            return BlockLibrary.load(self.folder.blocks, self.config.own.builders)
         config, seed = self.config.blocksearch, self.config.seed
         epochs = len(config.searches(seed)) * config.epochs
         with self.step("blocks", "block search, epochs", epochs):
@@ -94,7 +94,8 @@ class Pipeline(Run):
             return list(self.members.outcome.front)
         config, say = self.config.netsearch, self.console.print
         where = self.folder.path, self.workers
-        stage = NetworkStage(config, library, self.images, self.context, *where, say, self.costs)
+        own = self.config.own.costs
+        stage = NetworkStage(config, library, self.images, self.context, *where, say, own)
         if made := stage.estimator.prepares:
             epochs = stage.estimator.epochs_ahead
             with self.step(made, f"{made.replace('_', ' ')}, epochs", epochs):
@@ -205,7 +206,7 @@ def run(
 ) -> int:
     """Run the pipeline; the same call again continues where a run stopped."""
     folder = out or Path("runs") / config.stem
-    pipeline = Pipeline.begin(config, changes or (), folder, device.resolve(), workers)
+    pipeline = Pipeline.begin(config, folder, changes or (), device.resolve(), workers)
     pipeline.tensorboard = tensorboard
     pipeline.run(until.value)
     pipeline.console.print(f"done: {folder}")
@@ -370,7 +371,7 @@ def compare_strategies(
     from blocksearch.compare import summary
 
     folder = out or Path("runs") / f"compare-{config.stem}"
-    pipeline = Pipeline.begin(config, changes or (), folder, device.resolve(), workers)
+    pipeline = Pipeline.begin(config, folder, changes or (), device.resolve(), workers)
     pipeline.config = pipeline.config.comparing(strategies, seeds)
     rows = pipeline.compare()
     if as_json:

@@ -2,17 +2,26 @@
 
 import difflib
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails
 
 from blocksearch import nas_bench_201
-from blocksearch.engine import WeightConfig
+from blocksearch.engine import Strategy, WeightConfig
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS, OPS
-from blocksearch.space import MAX_NODES, SearchSpace
+from blocksearch.space import MAX_NODES, OwnOps, SearchSpace
 from blocksearch.strategies import STRATEGIES
 from evaluation.training.loop import MAX_COUNTED, Precision
 
@@ -22,7 +31,11 @@ SEED_STRIDE = 1000  # distance between the search seeds of two run seeds
 
 
 class BlockSearchConfig(BaseModel):
-    """The table `blocksearch`: the space, the supernet, and which strategies search it."""
+    """The table `blocksearch`: the space, the supernet, and which strategies search it.
+
+    It may name a user's own ops and strategies, which the context of its validation holds as `ops`
+    and `strategies`; below the config they are handed on as what they are.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,9 +51,14 @@ class BlockSearchConfig(BaseModel):
     precision: Precision = "float32"
     weights: WeightConfig
     strategies: dict[str, dict[str, Any]] = Field(min_length=1)
+    _own_ops: OwnOps = PrivateAttr(())
+    _methods: Mapping[str, type[Strategy]] = PrivateAttr(STRATEGIES)
 
     @model_validator(mode="after")
-    def _check(self) -> "BlockSearchConfig":
+    def _check(self, info: ValidationInfo) -> "BlockSearchConfig":
+        own = info.context or {}
+        self._own_ops = tuple(own.get("ops", {}).items())
+        self._methods = {**STRATEGIES, **own.get("strategies", {})}
         fixed = nas_bench_201.SPACE
         if self.ops == "nas_bench_201" and (self.nodes, self.edges_per_node) != (
             fixed.nodes,
@@ -50,9 +68,13 @@ class BlockSearchConfig(BaseModel):
                 f"ops: nas_bench_201 has nodes: {fixed.nodes} and edges_per_node: "
                 f"{fixed.edges_per_node}, got {self.nodes} and {self.edges_per_node}"
             )
-        unknown = [op for op in self.space.ops if op not in OPS]
+        known = {**OPS, **dict(self._own_ops)}
+        unknown = [op for op in self.space.ops if op not in known]
         if unknown:
-            raise ValueError(f"ops: unknown {unknown}; there are {', '.join(OPS)}")
+            raise ValueError(
+                f"ops: unknown {', '.join(map(repr, unknown))}; there are {', '.join(known)}; your "
+                "own are handed over from Python, see docs/extending.md"
+            )
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds: expected distinct seeds")
         self.searches(seed=0)
@@ -64,7 +86,7 @@ class BlockSearchConfig(BaseModel):
         if self.ops == "nas_bench_201":
             return nas_bench_201.SPACE
         ops = OP_SETS[self.ops] if isinstance(self.ops, str) else self.ops
-        return SearchSpace(ops, self.nodes, edges_per_node=self.edges_per_node)
+        return SearchSpace(ops, self.nodes, edges_per_node=self.edges_per_node, own=self._own_ops)
 
     def searches(self, seed: int) -> list["Search"]:
         """Return every search to run: strategies x swept settings x seeds.
@@ -77,8 +99,9 @@ class BlockSearchConfig(BaseModel):
         self._check_count()
         found, problems = [], []
         for strategy, settings in self.strategies.items():
-            if strategy not in STRATEGIES:
-                raise ValueError(_unknown(strategy))
+            method = self._methods.get(strategy)
+            if method is None:
+                raise ValueError(_unknown(strategy, self._methods))
             swept = {key: v if isinstance(v, list) else [v] for key, v in settings.items()}
             for key, options in swept.items():
                 if not options or any(options.count(option) > 1 for option in options):
@@ -86,16 +109,15 @@ class BlockSearchConfig(BaseModel):
             for values in product(*swept.values()):
                 chosen = dict(zip(swept, values, strict=True))
                 try:
-                    STRATEGIES[strategy].Config(**chosen)
+                    method.Config(**chosen)
                 except ValidationError as error:
                     problems += _within(error, "strategies", strategy)
                     continue
                 label = [f"{k}={v}" for k, v in chosen.items() if len(swept[k]) > 1]
                 for own_seed in self.seeds:
                     name = "-".join([strategy, *label, f"s{own_seed}"])
-                    found.append(
-                        Search(name, strategy, tuple(chosen.items()), seed * SEED_STRIDE + own_seed)
-                    )
+                    of = strategy, tuple(chosen.items()), seed * SEED_STRIDE + own_seed
+                    found.append(Search(name, *of, method))
         if problems:
             raise ValidationError.from_exception_data("strategies", problems)
         return found
@@ -115,10 +137,10 @@ class BlockSearchConfig(BaseModel):
             )
 
 
-def _unknown(strategy: str) -> str:
-    near = difflib.get_close_matches(strategy, STRATEGIES, n=1)
+def _unknown(strategy: str, known: Mapping[str, object]) -> str:
+    near = difflib.get_close_matches(strategy, known, n=1)
     meant = f" (did you mean {near[0]}?)" if near else ""
-    return f"strategies: unknown {strategy!r}{meant}; there are {', '.join(sorted(STRATEGIES))}"
+    return f"strategies: unknown {strategy!r}{meant}; there are {', '.join(sorted(known))}"
 
 
 def _within(error: ValidationError, *tables: str) -> list[InitErrorDetails]:
@@ -136,12 +158,13 @@ def _within(error: ValidationError, *tables: str) -> list[InitErrorDetails]:
 
 @dataclass(frozen=True)
 class Search:
-    """One block search: a strategy with its settings and seed."""
+    """One block search: a strategy with its settings and seed; `method` is what it is called by."""
 
     name: str
     strategy: str
     settings: tuple[tuple[str, Any], ...]
     seed: int
+    method: type[Strategy] = field(repr=False)
 
     @property
     def form(self) -> tuple[Any, ...]:

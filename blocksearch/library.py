@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from blocksearch.space import KINDS, REDUCTION, Cell
+from blocksearch.space import KINDS, REDUCTION, Cell, OwnOps
 from blocksearch.supernet.cells import DiscreteCell
 from evaluation.cost.counts import measure_cost
 from evaluation.errors import InputError
@@ -67,14 +67,14 @@ class Block:
         }
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """Rebuild from `to_json`.
+    def from_json(cls, data: dict[str, Any], own: OwnOps = ()) -> Self:
+        """Rebuild from `to_json`, with a user's own ops.
 
         Raises:
             ValueError: If the data has another form, or the id is not the cell's.
         """
         try:
-            cell = Cell.from_json(data["cell"])
+            cell = Cell.from_json(data["cell"], own)
             cost = Cost(int(data["params"]), int(data["flops"]))
             block = cls(
                 checked_name(data["name"]),
@@ -145,15 +145,15 @@ class BlockLibrary:
         write_json(path, [block.to_json() for block in self.blocks])
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read a library.
+    def load(cls, path: Path, own: OwnOps = ()) -> Self:
+        """Read a library whose cells may have a user's own ops.
 
         Raises:
             InputError: If the file is missing or damaged.
         """
         data = read_json(path)
         try:
-            return cls([Block.from_json(block) for block in data])
+            return cls([Block.from_json(block, own) for block in data])
         except (ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: damaged block library: {error}") from error
 

@@ -64,7 +64,7 @@ def cell_of(code: str) -> Cell:
         op = OPS[int(digit)]
         if op != "none":
             nodes[target - SPACE.inputs].append(Edge(source, op))
-    return Cell(tuple(tuple(node) for node in nodes), SPACE.inputs, SPACE.output)
+    return SPACE.cell(tuple(node) for node in nodes)
 
 
 def arch_string(cell: Cell) -> str:

@@ -9,7 +9,6 @@ on GhostNet and ShuffleNet.
 
 import functools
 import math
-from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -17,11 +16,12 @@ from torch import Tensor, nn
 
 from blocksearch.convolution import GridConv2d
 from blocksearch.one_bit import BODIES, OneBitReduce, OneBitUnit
+from blocksearch.space import OpBuilder, OwnOps
 from evaluation.cost.counts import measure_cost
+from evaluation.errors import InputError, require
 from evaluation.records import Cost
 
 SHUFFLE_GROUPS = 4
-OpBuilder = Callable[[int, int, bool], nn.Module]
 
 
 def batch_norm(channels: int, searching: bool) -> nn.BatchNorm2d:
@@ -305,33 +305,90 @@ LIGHT_OPS = (
 
 @functools.cache
 def op_cost(
-    name: str, channels: int, stride: int, side: tuple[int, int], one_bit: bool = False
+    name: str,
+    channels: int,
+    stride: int,
+    side: tuple[int, int],
+    one_bit: bool = False,
+    own: OwnOps = (),
 ) -> Cost:
     """Return the cost of an op in a found network, for an input of (channels, *side)."""
     with torch.device("meta"):
-        op = build_op(name, channels, stride, searching=False, one_bit=one_bit)
+        op = build_op(name, channels, stride, searching=False, one_bit=one_bit, own=own)
     return measure_cost(op, (channels, *side))
 
 
 def build_op(
-    name: str, channels: int, stride: int, searching: bool, one_bit: bool = False
+    name: str,
+    channels: int,
+    stride: int,
+    searching: bool,
+    one_bit: bool = False,
+    own: OwnOps = (),
 ) -> nn.Module:
     """Build the op `name` for `channels` channels.
 
     Args:
-        name: A key of `OPS`.
+        name: A key of `OPS`, or one of `own`.
         channels: Channels in and out.
         stride: 1 or 2.
         searching: True in the supernet: see `batch_norm`, and pools are followed by one.
         one_bit: Its 1-bit form, see `blocksearch.one_bit`; ops without a convolution have none.
+        own: A user's own.
 
     Raises:
         ValueError: If the name is unknown.
+        InputError: If a 1-bit form of one's own op is asked for.
     """
+    if mine := dict(own).get(name):
+        require(not one_bit, f"op {name}: an own op has no 1-bit form")
+        module: nn.Module = mine(channels, stride, searching)
+        return in_common_form(module)
     if name not in OPS:
-        raise ValueError(f"op must be one of {', '.join(OPS)}, got {name!r}")
+        raise ValueError(f"op must be one of {', '.join(OPS)} or an own one, got {name!r}")
     if one_bit and name in BODIES:
         return Op(BODIES[name](channels, stride, searching), relu=False)
     if one_bit and name == "skip_connect" and stride == 2:
         return factorized_reduce(channels, channels, searching, one_bit)
-    return OPS[name](channels, stride, searching)
+    built: nn.Module = OPS[name](channels, stride, searching)
+    return built
+
+
+def in_common_form(module: nn.Module) -> nn.Module:
+    """Return a module of any kind as an op of a mixed cell."""
+    return module if isinstance(module, Op | Zero) else Op(module, relu=False)
+
+
+def check_own_op(name: str, builder: OpBuilder, channels: int) -> None:
+    """Refuse an op of a user that does not do what cells rely on, before hours of work.
+
+    Args:
+        name: Of the op.
+        builder: What builds it.
+        channels: A width that the search will build it at.
+
+    Raises:
+        InputError: If it cannot be built or run, or its output has another shape than
+            (B, C, ceil(H / stride), ceil(W / stride)).
+    """
+    x = torch.zeros(2, channels, 9, 7)
+    for stride in (1, 2):
+        expected = (2, channels, -(-9 // stride), -(-7 // stride))
+        for searching in (True, False):
+            call = f"op {name}({channels}, {stride}, {searching})"
+            try:
+                with torch.random.fork_rng(devices=[]), torch.no_grad():
+                    op = in_common_form(builder(channels, stride, searching))
+                    shape = tuple(op(x).shape)
+            except Exception as error:  # whatever a stranger's code raises
+                raise InputError(f"{call}: {type(error).__name__}: {error}") from error
+            norm = op.norm if isinstance(op, Op) else None
+            require(
+                not searching or norm is None or not (norm.affine or norm.track_running_stats),
+                f"{call}: the norm of an `Op` must be batch_norm(channels, searching)",
+            )
+            require(
+                shape == expected,
+                f"{call} maps {tuple(x.shape)} to {shape}, expected {expected}: an op keeps the "
+                "channels and divides the resolution by its stride, rounded up",
+            )

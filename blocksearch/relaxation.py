@@ -160,7 +160,7 @@ def derive_strongest(probabilities: Tensor, space: SearchSpace) -> Cell:
     for incoming in _edges_by_node(space):
         kept = sorted(incoming, key=lambda e: -float(strength[e]))[: space.edges_per_node]
         nodes.append(_edges(sorted(kept), choice, space))
-    return Cell(tuple(nodes), space.inputs, space.output)
+    return space.cell(nodes)
 
 
 def derive_dense(probabilities: Tensor, space: SearchSpace) -> Cell:
@@ -176,13 +176,9 @@ def derive_dense(probabilities: Tensor, space: SearchSpace) -> Cell:
     if all(space.ops[int(op)] == "none" for op in choice):
         edge, op = divmod(int(_without_none(probabilities, space).argmax()), len(space.ops))
         choice[edge] = op
-    return Cell(
-        tuple(
-            tuple(edge for edge in _edges(incoming, choice, space) if edge.op != "none")
-            for incoming in _edges_by_node(space)
-        ),
-        space.inputs,
-        space.output,
+    return space.cell(
+        tuple(edge for edge in _edges(incoming, choice, space) if edge.op != "none")
+        for incoming in _edges_by_node(space)
     )
 
 
@@ -207,7 +203,7 @@ def derive_sparse(probabilities: Tensor, space: SearchSpace) -> Cell:
             if float(strength[e]) > chance and strength[e] >= probabilities[e].max()
         ]
         nodes.append(_edges(sorted([kept[0], *convincing]), choice, space))
-    return Cell(tuple(nodes), space.inputs, space.output)
+    return space.cell(nodes)
 
 
 DERIVATIONS = {"strongest": derive_strongest, "sparse": derive_sparse}

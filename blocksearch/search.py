@@ -18,8 +18,8 @@ from blocksearch.engine import (
     shared_weight_accuracy,
 )
 from blocksearch.library import BlockLibrary, FoundCell
-from blocksearch.space import Cell, base_kind
-from blocksearch.strategies import STRATEGIES
+from blocksearch.ops import check_own_op
+from blocksearch.space import Cell, OwnOps, base_kind
 from blocksearch.supernet.forms import PLAIN, Form
 from blocksearch.supernet.supernet import Supernet
 from evaluation.data.dataset import Dataset
@@ -118,10 +118,9 @@ def make_strategy(
         built.recompute = recompute
         return built
 
-    strategy = STRATEGIES[one.strategy]
-    return strategy(
+    return one.method(
         SearchSetup(supernet, config.weights, config.complexity_cost),
-        strategy.Config(**dict(one.settings)),
+        one.method.Config(**dict(one.settings)),
         torch.Generator().manual_seed(one.seed),
     )
 
@@ -134,6 +133,8 @@ def check_searches(
     Raises:
         InputError: If a strategy cannot search the space, or keep its budget; it says why.
     """
+    for name, builder in config.space.own:
+        check_own_op(name, builder, config.channels)
     different = {(one.strategy, one.settings): one for one in config.searches(seed)}
     for one in different.values():
         try:
@@ -267,16 +268,18 @@ def run_searches(
     Raises:
         InputError: If memory does not suffice, or a result is damaged.
     """
+    own = context.config.space.own
     missing = [one for one in searches if not _result_path(context.folder, one).exists()]
     for one in searches:
         if one not in missing:
-            _read_result(_result_path(context.folder, one))  # damage is told before hours of work
+            # Damage is told before hours of work.
+            _read_result(_result_path(context.folder, one), own)
             Checkpoint(_checkpoint_path(context.folder, one)).remove()  # a kill may have left it
     context.folder.mkdir(parents=True, exist_ok=True)
     threads = threads_of(searches, workers.cores)
     enough = replace(workers, count=min(workers.count, len(searches)))
     _run_each({one.name: one for one in missing}, context, enough, threads)
-    return [_read_result(_result_path(context.folder, one)) for one in searches]
+    return [_read_result(_result_path(context.folder, one), own) for one in searches]
 
 
 def _run_each(
@@ -328,14 +331,14 @@ def _checkpoint_path(folder: Path, one: Search) -> Path:
     return folder / f"{one.name}.ckpt"
 
 
-def _read_result(path: Path) -> SearchResult:
+def _read_result(path: Path, own: OwnOps) -> SearchResult:
     result = read_json(path)
     try:
         if "failure" in result:
             return SearchResult(failure=str(result["failure"]))
         candidates = [
             (
-                {str(kind): Cell.from_json(cell) for kind, cell in one["cells"].items()},
+                {str(kind): Cell.from_json(cell, own) for kind, cell in one["cells"].items()},
                 float(one["score"]),
             )
             for one in result["candidates"]

@@ -2,7 +2,8 @@
 
 import hashlib
 import random
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from itertools import permutations
 from typing import Any, Literal, Self
 
@@ -11,6 +12,8 @@ KINDS = (NORMAL, REDUCTION)
 MAX_NODES = 8  # of a cell in a file; 8! orders are hashed in about a second
 MAX_EDGES = 16  # of a node, likewise
 Output = Literal["concat", "last"]
+OpBuilder = Callable[[int, int, bool], Any]  # (channels, stride, searching) -> module
+OwnOps = tuple[tuple[str, OpBuilder], ...]  # a user's own, by name
 
 
 def base_kind(kind: str) -> str:
@@ -36,12 +39,20 @@ class Cell:
         inputs: Input states, which come before the nodes.
         output: Whether the cell's output is the concatenation of its nodes or the last of them.
         one_bit: Whether its convolutions have 1-bit weights and inputs.
+        own: What builds those of its ops that are a user's own; of those given, it keeps these.
     """
 
     nodes: tuple[tuple[Edge, ...], ...]
     inputs: int = 2
     output: Output = "concat"
     one_bit: bool = False
+    own: OwnOps = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        """Keep the builders that it needs."""
+        used = {edge.op for node in self.nodes for edge in node}
+        needed = tuple(sorted((pair for pair in self.own if pair[0] in used), key=lambda p: p[0]))
+        object.__setattr__(self, "own", needed)
 
     @property
     def outputs(self) -> tuple[int, ...]:
@@ -86,8 +97,8 @@ class Cell:
         return data
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """Rebuild from `to_json`.
+    def from_json(cls, data: dict[str, Any], own: OwnOps = ()) -> Self:
+        """Rebuild from `to_json`, with a user's own ops, of which a file knows but the names.
 
         Raises:
             ValueError: If the data has another form.
@@ -99,7 +110,7 @@ class Cell:
             output, one_bit = data.get("output", "concat"), data.get("one_bit", False)
             if output not in ("concat", "last") or not isinstance(one_bit, bool):
                 raise ValueError("unknown output or one_bit")
-            cell = cls(nodes, int(data["inputs"]), output, one_bit)
+            cell = cls(nodes, int(data["inputs"]), output, one_bit, own)
             cell._check_size()
             return cell
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -136,6 +147,7 @@ class SearchSpace:
         output: Whether a cell's output is the concatenation of its nodes or the last of them.
         dense: Whether a found cell keeps one op on every edge, `none` among the choices; otherwise
             `none` is no choice, and a node keeps its `edges_per_node` strongest edges.
+        own: What builds those of the ops that are a user's own.
     """
 
     ops: tuple[str, ...]
@@ -145,6 +157,7 @@ class SearchSpace:
     kinds: tuple[str, ...] = KINDS
     output: Output = "concat"
     dense: bool = False
+    own: OwnOps = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         """Check the counts.
@@ -165,6 +178,10 @@ class SearchSpace:
             for node in range(self.nodes)
             for source in range(self.inputs + node)
         )
+
+    def cell(self, nodes: Iterable[tuple[Edge, ...]]) -> Cell:
+        """Return the cell of these nodes in the form of this space's cells."""
+        return Cell(tuple(nodes), self.inputs, self.output, own=self.own)
 
     def check(self, cell: Cell) -> None:
         """Accept a cell of this space.
@@ -209,7 +226,7 @@ class SearchSpace:
             count = min(self.edges_per_node, self.inputs + node)
             sources = sorted(generator.sample(range(self.inputs + node), count))
             nodes.append(tuple(Edge(source, generator.choice(useful)) for source in sources))
-        return Cell(tuple(nodes), self.inputs, self.output)
+        return self.cell(nodes)
 
     def _random_dense_cell(self, generator: random.Random) -> Cell:
         while True:
@@ -219,4 +236,4 @@ class SearchSpace:
             ]
             nodes = tuple(tuple(e for e in node if e.op != "none") for node in drawn)
             if any(nodes):
-                return Cell(nodes, self.inputs, self.output)
+                return self.cell(nodes)

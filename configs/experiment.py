@@ -2,18 +2,18 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from blocksearch.config import BlockSearchConfig
 from blocksearch.strategies import STRATEGIES
 from configs import read_config
 from configs.keys import Table, swept, table_of
+from configs.own import Own
 from configs.problems import told
-from evaluation.data.config import DataConfig
+from evaluation.data.config import OWN, DataConfig
 from evaluation.errors import InputError
 from evaluation.training.retrain import RetrainConfig
 from evaluation.workers.workers import WorkersConfig
@@ -31,31 +31,44 @@ class Config(BaseModel):
     blocksearch: BlockSearchConfig
     netsearch: NetSearchConfig
     retrain: RetrainConfig
+    _own: Own = PrivateAttr(default_factory=Own)
 
     @classmethod
-    def load(cls, path: Path, changes: Sequence[str] = ()) -> "Config":
+    def load(cls, path: Path, changes: Sequence[str] = (), own: Own | None = None) -> "Config":
         """Read a YAML file and apply `key=value` changes.
+
+        Args:
+            path: The file.
+            changes: Each `table.key=value`.
+            own: A user's own parts, which the config may name.
 
         Raises:
             InputError: If a file, key or value cannot be used; the message names each.
         """
-        table = config_keys()
+        own = own or Own()
+        table = config_keys(own)
         data = read_config(path, changes, table)
         try:
-            config = cls.model_validate(data)
+            config = cls.model_validate(data, context=own.names)
         except ValidationError as error:
             raise InputError(f"{path}: {told(error, table)}") from error
+        config._own = own
+        _check_own_data(config.data, own)
         root = config.data.root
         return config if root is None else config.with_images(root)
 
-    @classmethod
-    def complete(cls, data: Any) -> Any:
-        """Return a whole config as plain data, with the defaults of keys that it does not have.
+    @property
+    def own(self) -> Own:
+        """A user's own parts; below the config they are handed on as what they are."""
+        return self._own
+
+    def complete(self, data: Any) -> Any:
+        """Return the plain data of a whole config, with the defaults of keys that it does not have.
 
         Data that is no config comes back as it is.
         """
         try:
-            return cls.model_validate(data).model_dump(mode="json")
+            return type(self).model_validate(data, context=self.own.names).model_dump(mode="json")
         except ValidationError:
             return data
 
@@ -85,17 +98,32 @@ class Config(BaseModel):
         if seeds is not None:
             table["seeds"] = tuple(range(seeds))
         try:
-            return self.model_copy(update={"blocksearch": BlockSearchConfig(**table)})
+            blocks = BlockSearchConfig.model_validate(table, context=self.own.names)
+            return self.model_copy(update={"blocksearch": blocks})
         except ValidationError as error:
-            problems = told(error, config_keys(), "blocksearch")
+            problems = told(error, config_keys(self.own), "blocksearch")
             raise InputError(f"--strategies, --seeds: {problems}") from error
 
 
-@cache
-def config_keys() -> Table:
+def _check_own_data(data: DataConfig, own: Own) -> None:
+    """Refuse own images that the config does not ask for, and the other way round.
+
+    Raises:
+        InputError: If so.
+    """
+    if (data.name == OWN) != (own.data is not None):
+        got = "got none" if own.data is None else f"got data.name: {data.name} in the config"
+        raise InputError(
+            f"data.name: {OWN} goes with images that are handed over from Python, see "
+            f"docs/extending.md; {got}"
+        )
+
+
+def config_keys(own: Own | None = None) -> Table:
     """Return what the keys of a config take; those of a strategy may have lists, to be swept."""
     table = table_of(Config)
-    settings: Table = {name: swept(table_of(one.Config)) for name, one in STRATEGIES.items()}
+    methods = {**STRATEGIES, **(own.strategies if own else {})}
+    settings: Table = {name: swept(table_of(one.Config)) for name, one in methods.items()}
     blocks = table["blocksearch"]
     assert isinstance(blocks, dict)
     return {**table, "blocksearch": {**blocks, "strategies": settings}}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 
+from configs.own import Own
 from evaluation.deploy.formats import Format
 from evaluation.errors import InputError
 from evaluation.files.events import epochs_and_warnings
@@ -22,13 +23,12 @@ from netsearch.members.members import Members
 if TYPE_CHECKING:
     from blocksearch.search import SearchContext
     from configs.experiment import Config
-    from evaluation.data.dataset import Dataset
+    from evaluation.data.dataset import Dataset, OwnImages
     from evaluation.data.preprocessing import Preprocessing
     from evaluation.training.context import RunContext
     from netsearch.forecast.forecast import Plan
     from netsearch.members.exporting import Delivered
     from netsearch.space.networks import InputForm
-    from netsearch.space.problem import OwnCost
 
 MOVED = "; --data says where the images of the run are, if they have moved"
 PLAIN: dict[str, Any] = {"soft_wrap": True, "markup": False, "highlight": False, "emoji": False}
@@ -46,7 +46,6 @@ class Run:
         workers: Where searches and trainings run, and how many at the same time.
         console: Where messages go.
         tensorboard: Whether scalars go into event files as well, see `evaluation.files.track`.
-        costs: Your own costs, beside those of the config.
         recompute: Names of the block searches that recompute their cells, for want of memory.
         fingerprint: Of the images that the run is of; None: of a run that begins, or goes on.
     """
@@ -59,39 +58,46 @@ class Run:
     console: Console = field(default_factory=lambda: Console(**PLAIN, stderr=True))
     tensorboard: bool = False
     fingerprint: str | None = None
-    costs: "tuple[OwnCost, ...]" = ()
     recompute: frozenset[str] = field(default=frozenset(), init=False)
     _board: TensorBoard | None = field(default=None, init=False)
 
     @classmethod
     def begin(
-        cls, file: Path, changes: Sequence[str], folder: Path, device: str, workers: int | None
+        cls,
+        file: Path,
+        folder: Path,
+        changes: Sequence[str] = (),
+        device: str = "cpu",
+        workers: int | None = None,
+        own: Own | None = None,
     ) -> Self:
         """Return the run of a config file, connected to its workers.
 
         Args:
             file: The config.
-            changes: See `Config.load`.
             folder: Of the run; it need not be there.
+            changes: Each `table.key=value`.
             device: `cpu` or `cuda`.
             workers: How many; None: what the config says.
+            own: A user's own parts.
 
         Raises:
             InputError: If the config cannot be used, or its cluster does not answer.
         """
         from configs.experiment import Config
 
-        config = Config.load(file, changes)
+        config = Config.load(file, changes, own)
         found = config.workers.resolve(device, workers)
         return cls(config, RunFolder(folder), file.stem, device, found)
 
     @classmethod
-    def open(cls, folder: Path, images: Path | None = None) -> Self:
+    def open(cls, folder: Path, images: Path | None = None, own: Own | None = None) -> Self:
         """Open the folder of a run.
 
         Args:
             folder: The folder.
             images: Where the images of the run are now; None: where they were.
+            own: A user's own parts, if it has any.
 
         Raises:
             InputError: If it is none.
@@ -100,7 +106,7 @@ class Run:
 
         run = RunFolder(folder)
         facts = run.read_facts()
-        config = Config.load(run.config)
+        config = Config.load(run.config, own=own)
         if images is not None:
             config = config.with_images(str(images))
         return cls(config, run, facts.name, fingerprint=facts.fingerprint)
@@ -123,8 +129,9 @@ class Run:
 
         path = path or self.members.exported(record, form)
         weights, valid = self.members.weights(record), self.dataset.search_valid
-        check_images(weights, self.preprocessing, f"{self.config.data.root}", MOVED)
-        return deliver(weights, valid, form, path, name=record.id, overwrite=overwrite)
+        ops = self.config.own.builders
+        check_images(weights, self.preprocessing, f"{self.config.data.root}", MOVED, ops)
+        return deliver(weights, valid, form, path, name=record.id, overwrite=overwrite, own=ops)
 
     def export_parts(self, out: Path) -> int:
         """Write every part of the networks of the space as ONNX, to be timed on another device.
@@ -136,7 +143,7 @@ class Run:
         from netsearch.search import networks_of
         from netsearch.space.latency_table import export_parts
 
-        library = BlockLibrary.load(self.folder.blocks)
+        library = BlockLibrary.load(self.folder.blocks, self.config.own.builders)
         networks = networks_of(self.config.netsearch, library, self.images)
         return export_parts(networks, out, self.console.print)
 
@@ -144,7 +151,9 @@ class Run:
     def members(self) -> Members:
         """The front as the folder holds it."""
         elsewhere = self.config.netsearch.latency is not None
-        return Members(self.folder, self.config.retrain.members, elsewhere)
+        return Members(
+            self.folder, self.config.retrain.members, elsewhere, self.config.own.builders
+        )
 
     @cached_property
     def dataset(self) -> "Dataset":
@@ -185,7 +194,15 @@ class Run:
         from evaluation.training.context import RunContext
 
         data, seed, metrics = self.config.data, self.config.seed, self.folder.metrics
-        return RunContext(data, seed, self.device, metrics, 60 * self.workers.checkpoint_minutes)
+        seconds = 60 * self.workers.checkpoint_minutes
+        return RunContext(data, seed, self.device, metrics, seconds, self._own_images)
+
+    @cached_property
+    def _own_images(self) -> "OwnImages | None":
+        from evaluation.data.dataset import OwnImages
+
+        data = self.config.own.data
+        return None if data is None else OwnImages(data)
 
     @property
     def searches(self) -> "SearchContext":
@@ -218,7 +235,6 @@ class Run:
     def claim(self) -> None:
         """Say what a person should know of the images, and make the folder that of this run."""
         from blocksearch.kernels import compiled
-        from configs.experiment import Config
         from evaluation.cost.latency import machine_name
 
         data, device = self.dataset, machine_name(self.device)
@@ -227,7 +243,7 @@ class Run:
         found = versions() | {"kernels": compiled.described(self.device)}
         facts = Facts(self.name, data.describe(), data.fingerprint, device, found)
         config = self.config.model_dump(mode="json")
-        self.folder.claim(facts, config, self.console.print, complete=Config.complete)
+        self.folder.claim(facts, config, self.console.print, complete=self.config.complete)
 
     def forecast(self, until: str) -> None:
         """Say what a run that begins will take."""

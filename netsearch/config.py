@@ -1,9 +1,17 @@
 """The table `netsearch` of a config."""
 
 import difflib
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, create_model, field_validator, model_validator
+from pydantic import (
+    Field,
+    PrivateAttr,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from blocksearch.config import MAX_CELLS, MAX_CHANNELS
 from evaluation.cost.costs import COSTS
@@ -13,6 +21,7 @@ from evaluation.files.bounded import MAX_COUNT, MAX_NUMBER
 from evaluation.pareto.front import Budgets
 from evaluation.training.loop import TrainConfig
 from netsearch.estimators import ESTIMATORS
+from netsearch.estimators.protocol import Estimator
 from netsearch.estimators.proxy import proxy_epochs
 from netsearch.estimators.shared_training import SharedWeightsConfig
 from netsearch.searches.halving import fidelities
@@ -26,6 +35,19 @@ def _budget(kind: CostKind) -> Any:
     return float | None, Field(default=None, gt=0, le=MAX_NUMBER)
 
 
+def _estimators(info: ValidationInfo) -> dict[str, type[Estimator]]:
+    """Return every way to judge networks, a user's own from the context of the validation."""
+    return {**ESTIMATORS, **(info.context or {}).get("estimators", {})}
+
+
+def _choice(unknown: str, known: Mapping[str, object]) -> str:
+    """Say which names there are, which one is probably meant, and what came."""
+    near = difflib.get_close_matches(unknown.lower(), known, n=1)
+    meant = f" (did you mean {near[0]}?)" if near else ""
+    *first, last = known
+    return f"{', '.join(first)} or {last}{meant}, got {unknown!r}"
+
+
 if TYPE_CHECKING:
     WithBudgets = SearchConfig
 else:  # a key for every cost, so that a new one needs no line here
@@ -34,7 +56,10 @@ else:  # a key for every cost, so that a new one needs no line here
 
 
 class NetSearchConfig(WithBudgets):
-    """The table `netsearch`: the space, the budgets, the search, and how networks are judged."""
+    """The table `netsearch`: the space, the budgets, the search, and how networks are judged.
+
+    It may name a user's own estimator, which the context of its validation holds.
+    """
 
     depths: tuple[Annotated[int, Field(le=MAX_CELLS)], ...] = Field(min_length=1)
     widths: tuple[Annotated[int, Field(le=MAX_CHANNELS)], ...] = Field(min_length=1)
@@ -42,10 +67,11 @@ class NetSearchConfig(WithBudgets):
     max_flops: int | None = Field(ge=1, le=MAX_COUNT)
     latency: str | None = None
     costs: tuple[str, ...] = Field(min_length=1)
-    estimate: Literal["proxy", "shared_weights"] = "proxy"
+    estimate: str = "proxy"
     shared_weights: SharedWeightsConfig = SharedWeightsConfig()
     random_search: bool
     train: TrainConfig
+    _estimators: Mapping[str, type[Estimator]] = PrivateAttr(ESTIMATORS)
 
     @field_validator("depths", "widths")
     @classmethod
@@ -69,25 +95,30 @@ class NetSearchConfig(WithBudgets):
     @classmethod
     def _known(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         for unknown in (value for value in values if value not in COSTS):
-            near = difflib.get_close_matches(unknown.lower(), COSTS, n=1)
-            meant = f" (did you mean {near[0]}?)" if near else ""
-            *first, last = COSTS
-            raise ValueError(f"expected {', '.join(first)} or {last}{meant}, got {unknown!r}")
+            raise ValueError(f"expected {_choice(unknown, COSTS)}")
         if len(set(values)) != len(values):
             raise ValueError(f"expected distinct costs, got {list(values)}")
         return values
 
+    @field_validator("estimate")
+    @classmethod
+    def _there(cls, value: str, info: ValidationInfo) -> str:
+        if value not in (known := _estimators(info)):
+            raise ValueError(f"expected {_choice(value, known)}")
+        return value
+
     @model_validator(mode="after")
-    def _fitting(self) -> "NetSearchConfig":
+    def _fitting(self, info: ValidationInfo) -> "NetSearchConfig":
+        self._estimators = _estimators(info)
         if self.latency is not None and not self.needs_latency:
             raise ValueError(
                 f"latency: {self.latency} is given, but {LATENCY.name} is neither among the costs "
                 f"nor has it a budget, max_{LATENCY.name}"
             )
-        ESTIMATORS[self.estimate].check(self)
+        self.estimator.check(self)
         if self.search == "halving":
-            if not ESTIMATORS[self.estimate].fidelities:
-                able = " or ".join(name for name, one in ESTIMATORS.items() if one.fidelities)
+            if not self.estimator.fidelities:
+                able = " or ".join(name for name, one in self._estimators.items() if one.fidelities)
                 raise ValueError(
                     f"search: halving needs estimate: {able}; others have one fidelity"
                 )
@@ -98,6 +129,11 @@ class NetSearchConfig(WithBudgets):
                     "differ; raise train.epochs, or lower rungs or eta"
                 )
         return self
+
+    @property
+    def estimator(self) -> type[Estimator]:
+        """How networks are judged."""
+        return self._estimators[self.estimate]
 
     @property
     def rung_epochs(self) -> list[int]:

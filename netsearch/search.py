@@ -16,7 +16,6 @@ from evaluation.pareto.front import Box, Budgets, pareto_set, spread
 from evaluation.training.context import RunContext
 from evaluation.workers.workers import Workers
 from netsearch.config import NetSearchConfig
-from netsearch.estimators import ESTIMATORS
 from netsearch.estimators.evaluator import Evaluator
 from netsearch.estimators.protocol import Estimator
 from netsearch.estimators.proxy import ProxyTraining, proxy_epochs
@@ -160,7 +159,7 @@ class NetworkStage:
     @cached_property
     def estimator(self) -> Estimator:
         """How networks are judged."""
-        return ESTIMATORS[self.config.estimate].of(self.config, self.context, self.folder)
+        return self.config.estimator.of(self.config, self.context, self.folder)
 
     def prepare(self) -> None:
         """Do once what judging needs.

@@ -97,7 +97,7 @@ def test_texts_within_tables_lists_and_choices_are_taken_as_written_too():
     assert load("data={name: digits, root: 2024}").data.root == there("2024")
     assert "got 'no'" in refusal("data.color=no")
     assert "got 'no'" in refusal("netsearch.costs=[no]")
-    assert "unknown ['1']" in refusal("blocksearch.ops=[1]")
+    assert "unknown '1'; there are" in refusal("blocksearch.ops=[1]")
     assert "got 'no'" in refusal(f"{GRADIENT}.alpha_optimizer=no")
     assert load('netsearch.search="random"', "data.color= grey ").data.color == "grey"
 
@@ -298,7 +298,7 @@ def test_of_two_changes_of_a_key_the_last_counts():
         ("retrain.train.momentum=1", "retrain.train.momentum: expected less than 1, got 1"),
         ("blocksearch.channels=6", "blocksearch.channels: expected a multiple of 4, got 6"),
         ("data.download=maybe", "data.download: expected true or false, got 'maybe'"),
-        ("data.name=folders", "npz or folder (did you mean folder?), got 'folders'"),
+        ("data.name=folders", "npz, folder or own (did you mean folder?), got 'folders'"),
         ("data.color=blue", "data.color: expected auto, grey or rgb, got 'blue'"),
         ("data=5", "data: expected a table of keys and values, got 5"),
         ("blocksearch.strategies.darts=", "strategies.darts: expected a table of keys and values"),

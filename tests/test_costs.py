@@ -4,9 +4,7 @@ import json
 import math
 import pickle
 import random
-import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +19,7 @@ from blocksearch.space import SearchSpace
 from blocksearch.supernet.stack import PlacedCell, Stack
 from configs import FOLDER
 from configs.experiment import Config
+from configs.own import Own
 from evaluation.cost.activation_memory import ACTIVATION_BYTES, peak_bytes
 from evaluation.cost.costs import COSTS, cost_of, kind_of, known_kinds
 from evaluation.cost.device_latency import LATENCY
@@ -226,10 +225,10 @@ def test_an_own_cost_is_minimised_and_bounded_without_a_fork(tmp_path):
 
 @pytest.mark.slow
 def test_an_own_cost_goes_through_a_whole_run_of_two_workers(tmp_path):
-    config = Config.load(FOLDER / "quickstart.yaml", tiny_run.TINY)
+    own = Own(costs=(OwnCost(ENERGY),))
+    config = Config.load(FOLDER / "quickstart.yaml", tiny_run.TINY, own)
     folder, console = RunFolder(tmp_path / "run"), Console(quiet=True)
-    costs = (OwnCost(ENERGY),)
-    run = Pipeline(config, folder, workers=Workers(2), console=console, costs=costs)
+    run = Pipeline(config, folder, workers=Workers(2), console=console)
     run.run()
     front = Members.open(folder.path).front()
     networks = networks_of(config.netsearch, BlockLibrary.load(folder.blocks), run.images)
@@ -237,17 +236,6 @@ def test_an_own_cost_goes_through_a_whole_run_of_two_workers(tmp_path):
         assert record.cost.count("energy_nj") == energy(networks.stack(record.genome))
     assert any(record.test_accuracy for record in front)
     assert "energy_nj" in (folder.path / "report.html").read_text()
-
-
-def test_the_documented_example_is_a_cost():
-    text = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()
-    code = re.search(r"Your own cost.*?```python\n(.*?)```", text, re.DOTALL)[1]
-    names = {}
-    exec(compile(code, "methods.md", "exec"), names)
-    (own,), stack = names["costs"], random_stacks(1, library())[0]
-    written = sum(step.size for step in stack.program().steps)
-    assert own.kind.of(stack) == pytest.approx(1e-3 * stack.cost().flops + 5e-3 * written)
-    assert (own.limit, own.minimised, own.kind.unit) == (2_000.0, True, "nJ")
 
 
 def problem_with(kind, **changes):
@@ -320,7 +308,7 @@ def test_every_cost_has_a_key_for_its_budget_and_old_configs_stay_whole():
     for name in COSTS:
         assert f"max_{name}" in old["netsearch"]
     del old["netsearch"]["max_activation_bytes"], old["netsearch"]["max_flash_bytes"]
-    assert Config.complete(old)["netsearch"]["max_flash_bytes"] is None
+    assert config.complete(old)["netsearch"]["max_flash_bytes"] is None
 
 
 def test_amounts_of_every_cost_have_its_unit_and_an_unknown_one_its_name():

@@ -25,8 +25,8 @@ ROOMS = {
         space relaxation convolution one_bit ops kernels supernet nas_bench_201 engine strategies
         config library search compare
     """,
-    "netsearch": "space searches estimators config outcome search members forecast",
-    "configs": "keys values problems configs experiment run",
+    "netsearch": "space searches black_box estimators config outcome search members forecast",
+    "configs": "keys values problems configs own experiment run",
 }
 
 

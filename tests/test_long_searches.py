@@ -55,13 +55,13 @@ def test_a_model_learns_from_everything_until_it_is_too_much(monkeypatch):
     genomes = genomes_of(SPACE)
     order = [genomes[index] for index in np.random.default_rng(1).permutation(300)]
     for history in told(order):
-        learnt, front = history.learned_from().tolist(), history.front_indices().tolist()
-        assert learnt == sorted(set(learnt))
+        learned, front = history.learned_from().tolist(), history.front_indices().tolist()
+        assert learned == sorted(set(learned))
         if len(history) <= 100:
-            assert learnt == list(range(len(history)))
+            assert learned == list(range(len(history)))
             continue
-        assert len(learnt) == 40 and (set(front) <= set(learnt) or len(front) > 20)
-        rest = sorted(set(learnt) - set(front))
+        assert len(learned) == 40 and (set(front) <= set(learned) or len(front) > 20)
+        rest = sorted(set(learned) - set(front))
         assert rest[-5:] == [i for i in range(len(history)) if i not in front][-5:]
     assert len(front) > 3
 

@@ -158,8 +158,9 @@ def test_a_run_of_a_version_without_a_key_goes_on(home):
     folder = home / "run"
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["data"].pop("fit") == "crop"
-    assert Config.complete(config)["data"]["fit"] == "crop"
-    assert Config.complete({"data": 1}) == {"data": 1}
+    whole = Config.load(folder / "config.yaml")
+    assert whole.complete(config)["data"]["fit"] == "crop"
+    assert whole.complete({"data": 1}) == {"data": 1}
     write_listed(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     result = run(folder, home / "images" / "set.npz")
     assert result.exit_code == 0, result.output

@@ -188,7 +188,7 @@ def derive_open(probabilities: Tensor, betas: Tensor, space: SearchSpace) -> Cel
         nodes = _one_edge(p, betas, space, first_output)
     if space.output == "last":
         nodes = _that_lead_to_the_last(nodes, space.inputs)
-    return Cell(tuple(nodes), space.inputs, space.output)
+    return space.cell(nodes)
 
 
 def _one_edge(

@@ -82,7 +82,7 @@ class MixedCell(nn.Module):
         def ops(source: int) -> nn.ModuleList:
             stride = _stride(source, space.inputs, reduction)
             return nn.ModuleList(
-                build_op(op, width, stride, searching=True, one_bit=form.one_bit)
+                build_op(op, width, stride, searching=True, one_bit=form.one_bit, own=space.own)
                 for op in space.ops
             )
 
@@ -212,6 +212,7 @@ class DiscreteCell(nn.Module):
                 _stride(edge.source, cell.inputs, reduction),
                 searching,
                 cell.one_bit,
+                cell.own,
             )
             for node in cell.nodes
             for edge in node

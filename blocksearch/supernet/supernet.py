@@ -202,6 +202,8 @@ class Supernet(nn.Module):
                 stride = 2 if place.reduction and from_input else 1
                 side = place.sides[1] if from_input else place.out_side
                 for o, op in enumerate(self.space.ops):
-                    one = op_cost(op, place.channels, stride, side, self.form.one_bit)
+                    one = op_cost(
+                        op, place.channels, stride, side, self.form.one_bit, self.space.own
+                    )
                     costs[kind, e, o] += one.count(cost)
         return costs

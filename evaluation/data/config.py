@@ -9,7 +9,8 @@ from evaluation.data.pictures import MIN_SIDE_PX, Fit
 MAX_SIDE_PX = 4096
 MAX_IMAGES = 10**9
 
-Name = Literal["digits", "cifar10", "cifar100", "fashion_mnist", "mnist", "npz", "folder"]
+OWN = "own"  # images that a user brings from Python
+Name = Literal["digits", "cifar10", "cifar100", "fashion_mnist", "mnist", "npz", "folder", "own"]
 
 
 class AugmentConfig(BaseModel, frozen=True, extra="forbid"):

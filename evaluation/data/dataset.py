@@ -2,16 +2,19 @@
 
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from evaluation.data.config import AugmentConfig, DataConfig
+from evaluation.data.config import OWN, AugmentConfig, DataConfig
 from evaluation.data.inspection import (
     contrast_notes,
     copy_notes,
@@ -26,9 +29,9 @@ from evaluation.data.inspection import (
 )
 from evaluation.data.parts import LEFT_OUT, PARTS, TEST, TRAIN, VALID
 from evaluation.data.pictures import DEEPEST, Fit, Pixels, fit, require_images_fit
-from evaluation.data.sources import Integers, Source, read_source
+from evaluation.data.sources import Integers, Source, read_source, source_of
 from evaluation.data.splits import divide
-from evaluation.errors import InputError, printable, require
+from evaluation.errors import InputError, printable, reason_of, require
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +95,42 @@ class Dataset:
             f"{self.classes} classes, {channels}x{height}x{width}"
         )
 
+    @classmethod
+    def from_arrays(
+        cls,
+        images: NDArray[Any],
+        labels: NDArray[Any],
+        *,
+        valid: tuple[NDArray[Any], NDArray[Any]] | None = None,
+        test: tuple[NDArray[Any], NDArray[Any]] | None = None,
+        class_names: Sequence[str] | None = None,
+        valid_fraction: float = 0.25,
+        test_fraction: float = 0.2,
+        seed: int = 0,
+    ) -> "Dataset":
+        """Return images that are in memory, inspected and divided as those of an .npz file.
+
+        Args:
+            images: uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3).
+            labels: (N,), integers from 0 up without a gap.
+            valid: Images and labels that become `search_valid`; None draws them from `images`.
+            test: Likewise `test`.
+            class_names: In the order of the labels; None gives the labels themselves.
+            valid_fraction: Of the training images, where `valid` is drawn.
+            test_fraction: Of all images, where `test` is drawn.
+            seed: Of what is drawn.
+
+        Raises:
+            InputError: If an array has another type or shape, or they cannot be divided.
+        """
+        parts = {"train": (images, labels), "val": valid, "test": test}
+        given = {part: arrays for part, arrays in parts.items() if arrays is not None}
+        fractions = {"valid_fraction": valid_fraction, "test_fraction": test_fraction}
+        for key, part in fractions.items():
+            require(0 < part < 1, f"{key}: expected more than 0 and less than 1, got {part}")
+        config = DataConfig(name=OWN, **fractions)
+        return _divided(source_of(given, class_names), config, seed)
+
     def to(self, device: torch.device | str) -> "Dataset":
         """Return the four splits on `device`."""
         return replace(
@@ -112,7 +151,12 @@ def load_dataset(config: DataConfig, seed: int) -> Dataset:
     Raises:
         InputError: If the source is missing, damaged or cannot be divided; names file or value.
     """
-    source, where = read_source(config), config.root or config.name
+    return _divided(read_source(config), config, seed)
+
+
+def _divided(source: Source, config: DataConfig, seed: int) -> Dataset:
+    """Return the four splits of a source; `load_dataset` says the rest."""
+    where = config.root or config.name
     _check_labels(source, where)
     pixels = _unify(source.images, config)
     notes, copies = _inspect(source, pixels, config)
@@ -155,10 +199,37 @@ def load_dataset(config: DataConfig, seed: int) -> Dataset:
     )
 
 
+@dataclass(frozen=True)
+class OwnImages:
+    """A user's own images: what returns them, and by which a process knows that it has them."""
+
+    read: Callable[[], Dataset] = field(compare=False)
+    key: str = field(default_factory=lambda: uuid4().hex)
+
+    def __call__(self) -> Dataset:
+        """Return the images.
+
+        Raises:
+            InputError: If that fails, or they are no `Dataset`.
+        """
+        try:
+            found = self.read()
+        except Exception as error:  # whatever a stranger's code raises
+            raise InputError(f"own images: {reason_of(error)}") from error
+        if not isinstance(found, Dataset):
+            raise InputError(
+                f"own images: expected a Dataset, such as Dataset.from_arrays returns, "
+                f"got {type(found).__name__}"
+            )
+        return found
+
+
 @functools.lru_cache(maxsize=1)
-def worker_dataset(config: DataConfig, seed: int, device: str) -> Dataset:
-    """Load a dataset onto a device, once per process."""
-    return load_dataset(config, seed).to(device)
+def worker_dataset(
+    config: DataConfig, seed: int, device: str, own: OwnImages | None = None
+) -> Dataset:
+    """Load a dataset, or a user's own images, onto a device, once per process."""
+    return (load_dataset(config, seed) if own is None else own()).to(device)
 
 
 @contextmanager

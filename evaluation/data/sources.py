@@ -200,19 +200,46 @@ def _check_npz(path: Path) -> None:
 def _npz_part(arrays: Mapping[str, NDArray[Any]], name: str, path: Path) -> Arrays:
     for key in (f"{name}_images", f"{name}_labels"):
         require(key in arrays, f"{path}: expected the key {key}, got {', '.join(arrays)}")
-    images, labels = arrays[f"{name}_images"], arrays[f"{name}_labels"]
+    return _part(arrays[f"{name}_images"], arrays[f"{name}_labels"], name, path)
+
+
+def source_of(
+    parts: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], class_names: Sequence[str] | None
+) -> Source:
+    """Return the source of arrays in memory.
+
+    Args:
+        parts: Images and labels of each part, keys of `PARTS`, in that order, as in an .npz file.
+        class_names: In the order of the labels; None gives the labels themselves.
+
+    Raises:
+        InputError: If an array has another type or shape.
+    """
+    arrays = {
+        part: _part(np.asarray(images), np.asarray(labels), part, "own images")
+        for part, (images, labels) in parts.items()
+    }
+    shapes = {one.images.shape[1:] for one in arrays.values()}
+    require(len(shapes) == 1, f"own images: expected parts of one shape, got {shapes}")
+    if class_names is None:
+        class_names = [*map(str, np.unique(np.concatenate([a.labels for a in arrays.values()])))]
+    return _join(arrays, class_names)
+
+
+def _part(images: NDArray[Any], labels: NDArray[Any], name: str, place: object) -> Arrays:
+    """Return the images and labels of a part, (N, H, W) or (N, H, W, 3) and (N,)."""
     if images.ndim == 4 and images.shape[3] == 1:
         images = images[..., 0]
     shaped = images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)
     require(
         shaped and images.dtype == np.uint8 and min(images.shape[1:3]) >= MIN_SIDE_PX,
-        f"{path}, {name}_images: expected uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3), H and W "
+        f"{place}, {name}_images: expected uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3), H and W "
         f"at least {MIN_SIDE_PX}, got {images.dtype} {images.shape}",
     )
     count = len(images)
     require(
         count > 0 and labels.dtype.kind in "iu" and labels.shape in ((count,), (count, 1)),
-        f"{path}, {name}_labels: expected an integer for each of {count} images, at least one, "
+        f"{place}, {name}_labels: expected an integer for each of {count} images, at least one, "
         f"got {labels.dtype} {labels.shape}",
     )
     return Arrays(images, labels.reshape(-1).astype(np.int64), f"{name}_images")

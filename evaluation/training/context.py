@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from evaluation.data.config import DataConfig
-from evaluation.data.dataset import Dataset, worker_dataset
+from evaluation.data.dataset import Dataset, OwnImages, worker_dataset
 from evaluation.errors import InputError, reason_of
 from evaluation.files.events import MetricsLog
 from evaluation.training.checkpoint import Checkpoint
@@ -22,6 +22,7 @@ class RunContext:
         device: `cpu` or `cuda`.
         metrics: The event log.
         checkpoint_s: Seconds between two checkpoints of a task, see `Checkpoint`.
+        own_images: In place of those that `data` names.
     """
 
     data: DataConfig
@@ -29,11 +30,12 @@ class RunContext:
     device: str
     metrics: Path
     checkpoint_s: float | None = None
+    own_images: OwnImages | None = None
 
     @property
     def dataset(self) -> Dataset:
         """The images on the device, loaded once in each process."""
-        return worker_dataset(self.data, self.data_seed, self.device)
+        return worker_dataset(self.data, self.data_seed, self.device, self.own_images)
 
     def log(self, stage: str, task: str) -> MetricsLog:
         """Return what appends the events of a task to the event log."""

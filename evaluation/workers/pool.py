@@ -14,14 +14,16 @@ from typing import Any, Literal, TypeVar
 import joblib
 import torch
 from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky.backend.reduction import dumps
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+from evaluation.errors import InputError, reason_of
 from evaluation.workers import clusters
 from evaluation.workers.memory import keep_freed_memory
 from evaluation.workers.task import Limits, Task, WorkerDied, die_with
 from evaluation.workers.workers import Workers
 
-__all__ = ["WorkerDied", "run_tasks"]
+__all__ = ["WorkerDied", "check_picklable", "run_tasks"]
 
 K = TypeVar("K", bound=Hashable)
 R = TypeVar("R")
@@ -77,6 +79,20 @@ def run_tasks(
         return _in_processes(calls, workers.count)
     cluster = clusters.connect(workers.backend, workers.address, workers.count)
     return clusters.results(cluster, calls, workers.count, workers.device)
+
+
+def check_picklable(part: object, called: str) -> None:
+    """Refuse, before any work, what could not travel to a worker.
+
+    Raises:
+        InputError: If it cannot be pickled; says what and why.
+    """
+    try:
+        dumps(part)
+    except Exception as error:  # a `__reduce__` may raise anything
+        raise InputError(
+            f"{called}: it cannot be pickled, so that no worker could have it: {reason_of(error)}"
+        ) from error
 
 
 def _serial(

@@ -14,6 +14,7 @@ from typing import ClassVar, Self
 import torch
 from torch import nn
 
+from blocksearch.space import OwnOps
 from evaluation.data.batches import batches
 from evaluation.data.dataset import Dataset
 from evaluation.errors import InputError
@@ -93,7 +94,7 @@ class SharedScoring:
     ) -> tuple[object, ...]:
         """Return with what it is called for one network."""
         spec, images = problem.space.decode(blank.genome), self.settings.calibration_images
-        return blank, spec, self.context, self.weights, images
+        return blank, spec, self.context, self.weights, images, problem.networks.own
 
 
 def train_shared_weights(
@@ -187,7 +188,12 @@ def score(
 
 
 def estimate_shared(
-    record: ModelRecord, spec: NetworkSpec, context: RunContext, weights: Path, images: int
+    record: ModelRecord,
+    spec: NetworkSpec,
+    context: RunContext,
+    weights: Path,
+    images: int,
+    own: OwnOps = (),
 ) -> ModelRecord:
     """Return `record` with the accuracy of `score`, for a worker process.
 
@@ -200,13 +206,14 @@ def estimate_shared(
         context: Images, device, event log.
         weights: The file of the shared weights.
         images: On which BatchNorm's statistics are measured.
+        own: A user's own ops.
 
     Raises:
         InputError: If the weights cannot be read, or the network is not in their space.
     """
     began = time.perf_counter()
     dataset = context.dataset
-    shared = _worker_weights(weights, weights.stat().st_mtime_ns, context.device)
+    shared = _worker_weights(weights, weights.stat().st_mtime_ns, context.device, own)
     try:
         found = score(shared, spec, dataset, images)
         record = replace(record, valid_accuracy=found)
@@ -219,6 +226,6 @@ def estimate_shared(
 
 
 @functools.lru_cache(maxsize=1)
-def _worker_weights(path: Path, changed_ns: int, device: str) -> SharedWeights:
+def _worker_weights(path: Path, changed_ns: int, device: str, own: OwnOps) -> SharedWeights:
     """Load shared weights onto a device, once per process and state of the file."""
-    return SharedWeights.load(path).to(device)
+    return SharedWeights.load(path, own).to(device)

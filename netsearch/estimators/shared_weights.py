@@ -29,7 +29,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from blocksearch.space import Cell
+from blocksearch.space import Cell, OwnOps
 from blocksearch.supernet.cells import DiscreteCell
 from blocksearch.supernet.stack import STEM_MULTIPLIER, CellNetwork, PlacedCell, Stack
 from evaluation.errors import InputError
@@ -190,8 +190,8 @@ class SharedWeights:
         write_listed(path, save(tensors, {"shared_weights": json.dumps(about)}))
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read what `save` wrote, onto the CPU.
+    def load(cls, path: Path, own: OwnOps = ()) -> Self:
+        """Read what `save` wrote, onto the CPU; the cells may have a user's own ops.
 
         Raises:
             InputError: If the file is missing, damaged or something else.
@@ -209,7 +209,7 @@ class SharedWeights:
                     normal=tuple(fields["normal"]),
                     reduction=tuple(fields["reduction"]),
                 )
-                cells = {name: Cell.from_json(cell) for name, cell in about["cells"].items()}
+                cells = {name: Cell.from_json(cell, own) for name, cell in about["cells"].items()}
                 shape = tuple(about["image_shape"])
                 networks = Networks(space, cells, shape, about["classes"])
                 if space.stages * max(space.depths) > len(file.keys()):

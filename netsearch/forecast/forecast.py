@@ -17,7 +17,6 @@ from evaluation.training.retrain import RetrainConfig
 from evaluation.words import duration
 from evaluation.workers.workers import Workers
 from netsearch.config import NetSearchConfig
-from netsearch.estimators import ESTIMATORS
 from netsearch.forecast.memory_check import by_form
 from netsearch.forecast.timed_steps import (
     NetworkTimes,
@@ -165,7 +164,7 @@ def measure(dataset: Dataset, plan: Plan, device: str, recompute: frozenset[str]
         for form, one in by_form(searches).items()
     }
     found: dict[str, Any] = {}
-    if "networks" in plan.stages and ESTIMATORS[networks.estimate].shares_weights:
+    if "networks" in plan.stages and networks.estimator.shares_weights:
         torch.set_num_threads(cores)
         found["shared_step_s"] = time_shared_step(dataset, blocks, networks, augment, device)
     torch.set_num_threads(1)
@@ -214,7 +213,7 @@ def _networks_s(plan: Plan, times: Times, sizes: Sizes) -> float:
         config.train, sizes.search_train_images, sizes.search_valid_images
     )
     searches = 2 if config.random_search else 1
-    if not ESTIMATORS[config.estimate].shares_weights:
+    if not config.estimator.shares_weights:
         return side_by_side([training_s] * config.evaluations, workers) * searches
     shared = config.shared_weights
     calibrated = min(shared.calibration_images, sizes.search_train_images)

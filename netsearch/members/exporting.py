@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blocksearch.space import OwnOps
 from blocksearch.supernet.stack import CellNetwork
 from evaluation.cost.device_latency import Latency
 from evaluation.cost.latency import measure_onnx_ms
@@ -60,7 +61,14 @@ class Delivered:
 
 
 def deliver(
-    weights: Path, valid: Split, form: Format, path: Path, *, name: str, overwrite: bool
+    weights: Path,
+    valid: Split,
+    form: Format,
+    path: Path,
+    *,
+    name: str,
+    overwrite: bool,
+    own: OwnOps = (),
 ) -> Delivered:
     """Export a member from the file of its weights, compared with the model on real images.
 
@@ -72,16 +80,17 @@ def deliver(
         path: The file; nothing is left there if it cannot be written or computes something else.
         name: Id of the member.
         overwrite: Whether a file that exists is replaced.
+        own: A user's own ops.
 
     Raises:
         InputError: If a file cannot be read or written, an operator does not export, an extra is
             not installed, or the file computes something else.
     """
-    network, preprocessing = load_network(weights)
+    network, preprocessing = load_network(weights, own)
     images = _images(valid)
     about = (network, preprocessing, images[:COMPARED])
     if form is Format.WEIGHTS:
-        return Delivered(name, _export_weights(weights, *about, path, overwrite))
+        return Delivered(name, _export_weights(weights, *about, path, overwrite, own))
     if form is Format.PT2:
         return Delivered(name, export_pt2(*about, path, name=name, overwrite=overwrite))
     if form is Format.ONNX:
@@ -93,7 +102,9 @@ def deliver(
     return Delivered(name, file, measure_onnx_ms(path), accuracies)
 
 
-def check_images(weights: Path, given: Preprocessing, place: str, hint: str) -> None:
+def check_images(
+    weights: Path, given: Preprocessing, place: str, hint: str, own: OwnOps = ()
+) -> None:
     """Refuse images of another form than those that a member has learned from.
 
     Args:
@@ -101,15 +112,16 @@ def check_images(weights: Path, given: Preprocessing, place: str, hint: str) -> 
         given: Of the images at hand.
         place: Where they are, for the message.
         hint: With which the message ends.
+        own: A user's own ops.
 
     Raises:
         InputError: If shape or classes differ.
     """
-    learnt = load_network(weights)[1]
-    if (learnt.image_shape, learnt.class_names) != (given.image_shape, given.class_names):
+    learned = load_network(weights, own)[1]
+    if (learned.image_shape, learned.class_names) != (given.image_shape, given.class_names):
         raise InputError(
-            f"{place}: expected images of {learnt.image_shape} and the classes "
-            f"{', '.join(learnt.class_names)}, got {given.image_shape} and "
+            f"{place}: expected images of {learned.image_shape} and the classes "
+            f"{', '.join(learned.class_names)}, got {given.image_shape} and "
             f"{', '.join(given.class_names)}{hint}"
         )
 
@@ -149,11 +161,12 @@ def _export_weights(
     images: Tensor,
     path: Path,
     overwrite: bool,
+    own: OwnOps,
 ) -> Exported:
     """Copy a file of weights, which holds all that is needed, and see that it works elsewhere."""
     with draft(path, overwrite) as copied, torch.no_grad():
         copied.write_bytes(weights.read_bytes())
-        again, inputs = load_network(copied)
+        again, inputs = load_network(copied, own)
         if inputs != preprocessing:
             raise InputError(f"{weights}: changed while it was copied")
         reference = logits_of(network, images)

@@ -6,6 +6,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Self
 
+from blocksearch.space import OwnOps
 from evaluation.cost.device_latency import DeviceLatencies
 from evaluation.cost.kind import CostKind
 from evaluation.deploy.formats import Format
@@ -28,11 +29,13 @@ class Members:
         folder: Of the run.
         retraining: How many the run was to retrain.
         elsewhere: Whether the run's latencies are of another device than the one it ran on.
+        own: A user's own ops, which the networks may have.
     """
 
     folder: RunFolder
     retraining: int
     elsewhere: bool = False
+    own: OwnOps = ()
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -177,7 +180,7 @@ class Members:
             if lacking:
                 from netsearch.members.saved import load_stack  # imports torch
 
-                stack = load_stack(self.weights(record))
+                stack = load_stack(self.weights(record), self.own)
                 values = {kind.name: kind.of(stack) for kind in lacking}
                 record = replace(record, cost=record.cost.with_values(values))
             found.append(record)

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import torch
 
-from blocksearch.space import Cell
+from blocksearch.space import Cell, OpBuilder, OwnOps
 from blocksearch.supernet.stack import CellNetwork, Stack
 from evaluation.data.preprocessing import Preprocessing
 from evaluation.errors import InputError
@@ -62,8 +62,8 @@ class Description:
         return json.dumps(data, separators=(",", ":"))
 
     @classmethod
-    def from_text(cls, text: str) -> Self:
-        """Rebuild from `to_text`.
+    def from_text(cls, text: str, own: OwnOps = ()) -> Self:
+        """Rebuild from `to_text`, with a user's own ops.
 
         Raises:
             ValueError: If the text has another form, or the network is absurdly large.
@@ -71,7 +71,7 @@ class Description:
         try:
             data: Any = parse_json(text.encode())
             spec = NetworkSpec.from_json(data["spec"])
-            cells = {str(name): Cell.from_json(cell) for name, cell in data["cells"].items()}
+            cells = {str(name): Cell.from_json(cell, own) for name, cell in data["cells"].items()}
             preprocessing = Preprocessing.from_json(data["preprocessing"])
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"not a network: {error!r}") from error
@@ -95,15 +95,15 @@ def trial(
     return Trial(folder, record, description.builder(), description.to_text())
 
 
-def load_stack(path: Path) -> Stack:
-    """Return the network of a file of weights, without these.
+def load_stack(path: Path, own: OwnOps = ()) -> Stack:
+    """Return the network of a file of weights, without these; it may have a user's own ops.
 
     Raises:
         InputError: If the file is missing, damaged, or of no network of ours.
     """
     state, text = read_weights(path)
     try:
-        description = Description.from_text(text)
+        description = Description.from_text(text, own)
         description.check_depth(len(state))
         return description.builder()
     except BAD_NETWORK as error:
@@ -111,8 +111,14 @@ def load_stack(path: Path) -> Stack:
         raise InputError(f"{path}: expected weights with their network: {reason}") from error
 
 
-def load_network(path: Path) -> tuple[CellNetwork, Preprocessing]:
+def load_network(
+    path: Path, ops: Mapping[str, OpBuilder] | OwnOps = ()
+) -> tuple[CellNetwork, Preprocessing]:
     """Rebuild a network from the file of its weights, in evaluation mode on the CPU.
+
+    Args:
+        path: The file.
+        ops: A user's own, by name; the file knows but their names.
 
     Raises:
         InputError: If the file is missing, damaged, of no network of ours, or its tensors are not
@@ -120,13 +126,13 @@ def load_network(path: Path) -> tuple[CellNetwork, Preprocessing]:
     """
     state, text = read_weights(path)
     try:
-        description = Description.from_text(text)
+        description = Description.from_text(text, tuple(dict(ops).items()))
         description.check_depth(len(state))
         with torch.device("meta"):  # nothing is allocated before the shapes are known to fit
             network = description.builder()()
-        own = network.state_dict()
+        expected = network.state_dict()
         network.load_state_dict(state, assign=True)
-        other = [name for name, tensor in state.items() if tensor.dtype != own[name].dtype]
+        other = [name for name, tensor in state.items() if tensor.dtype != expected[name].dtype]
         if other:
             raise ValueError(f"tensors of another type: {', '.join(other[:3])}")
     except BAD_NETWORK as error:

@@ -109,9 +109,9 @@ class Smem:
     def _losses(self, candidates: Sequence[Genome]) -> Floats:
         """Return how many networks in view, told or candidates, each is not said to beat, (N,)."""
         history, problem = self.history, self.problem
-        learnt = history.learned_from()
-        features = problem.features([history.genomes[index] for index in learnt])
-        errors = np.where(history.failed, np.inf, history.errors)[learnt]
+        learned = history.learned_from()
+        features = problem.features([history.genomes[index] for index in learned])
+        errors = np.where(history.failed, np.inf, history.errors)[learned]
         order = pairwise_order(features, errors, self.generator)
         asked = problem.features(candidates)
         opponents = np.vstack([features, asked])

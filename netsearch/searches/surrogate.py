@@ -1,7 +1,7 @@
 """Evolution with a model: children and neighbours of the front, chosen by expected hypervolume.
 
 After a first population the errors told so far (of more than a thousand those on the front and the
-latest, see `History.learnt`) are regressed on the genomes. Candidates are varied
+latest, see `History.learned_from`) are regressed on the genomes. Candidates are varied
 from the front as NSGA-II varies its parents; evaluated are those from which the front is expected
 to gain most. The costs of a candidate are exact and known at once, so that only its error is in
 doubt, and the expected gain of hypervolume is an expected improvement (Jones et al., 1998,
@@ -23,7 +23,7 @@ from netsearch.searches.variation import Variation, neighbours
 from netsearch.space.genome import Floats, Genome
 from netsearch.space.problem import Problem, sample_sizes
 
-MIN_ERROR = 1e-3  # an error of nothing has no logarithm
+MIN_ERROR = 1e-3  # of the largest; an error of nothing has no logarithm
 MAX_NEIGHBOURS = 1000
 BUDGETS = 128
 
@@ -69,10 +69,11 @@ class Surrogate:
 
     def _choose(self, candidates: Sequence[Genome], count: int) -> list[int]:
         history, problem = self.history, self.problem
-        values = np.log(np.maximum(history.errors, MIN_ERROR))
-        learnt = history.learned_from()
-        features = problem.features([history.genomes[index] for index in learnt])
-        model = MODELS[self.config.model](features, values[learnt])
+        floor = MIN_ERROR * (history.errors.max() or 1.0)
+        values = np.log(np.maximum(history.errors, floor))
+        learned = history.learned_from()
+        features = problem.features([history.genomes[index] for index in learned])
+        model = MODELS[self.config.model](features, values[learned])
         mean, std = model(problem.features(candidates))
         front = history.front_indices()  # the best within a budget is on the front
         keeps = within(history.costs[front], self.budgets)

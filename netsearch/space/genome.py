@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -134,6 +134,23 @@ class Genes:
             columns += [single, 2.0 * values.mean(axis=1)]
             first += count
         return np.hstack(columns)
+
+
+def descended(start: Genome, upper: Sequence[int], cost: Callable[[Genome], float]) -> Genome:
+    """Return where a descent from a genome ends: gene by gene the best value, until none is better.
+
+    Args:
+        start: Where it begins.
+        upper: Largest value of each gene.
+        cost: Of a genome; smaller is better.
+    """
+    best, before = start, None
+    while best != before:
+        before = best
+        for gene, top in enumerate(upper):
+            others = [(*best[:gene], value, *best[gene + 1 :]) for value in range(top + 1)]
+            best = min([best, *others], key=cost)
+    return best
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from blocksearch.ops import op_cost
 from blocksearch.space import NORMAL, REDUCTION, Cell, Edge, SearchSpace
 from blocksearch.supernet.stack import STEM_MULTIPLIER, CellNetwork, PlacedCell, Stack
 from evaluation.records import Cost
-from netsearch.space.genome import GenomeSpace, NetworkSpec
+from netsearch.space.genome import GenomeSpace, NetworkSpec, descended
 
 
 class Network(CellNetwork):
@@ -101,16 +101,11 @@ def descended_genomes(
             (*ends, *(min(block, top) for top in upper[sizes:]))
             for block in range(1 + max(upper[sizes:]))
         }
-        return min((descend(start, sign) for start in sorted(starts)), key=lambda g: sign * cost(g))
 
-    def descend(start: tuple[int, ...], sign: int) -> tuple[int, ...]:
-        best, before = start, None
-        while best != before:
-            before = best
-            for gene, top in enumerate(upper):
-                others = [(*best[:gene], value, *best[gene + 1 :]) for value in range(top + 1)]
-                best = min([best, *others], key=lambda genome: sign * cost(genome))
-        return best
+        def signed(genome: tuple[int, ...]) -> float:
+            return sign * cost(genome)
+
+        return min((descended(start, upper, signed) for start in sorted(starts)), key=signed)
 
     return settle(1), settle(-1)
 
@@ -126,11 +121,13 @@ def least_cells(space: SearchSpace, count: str) -> dict[str, Cell]:
     def cheapest(stride: int) -> tuple[float, str]:
         # Strided or not, an op's output has the same size here: all edges lead to the nodes.
         side = (8 * stride, 8 * stride)
-        costs = {op: op_cost(op, STEM_MULTIPLIER * 8, stride, side) for op in space.ops}
+        costs = {
+            op: op_cost(op, STEM_MULTIPLIER * 8, stride, side, own=space.own) for op in space.ops
+        }
         return min((cost.count(count), op) for op, cost in costs.items() if op != "none")
 
     # A node without edges hands nothing on, so that one edge alone is the least.
     return {
-        kind: Cell(((Edge(0, cheapest(stride)[1]),), *[()] * (space.nodes - 1)), space.inputs)
+        kind: space.cell([(Edge(0, cheapest(stride)[1]),), *[()] * (space.nodes - 1)])
         for kind, stride in ((NORMAL, 1), (REDUCTION, 2))
     }

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from blocksearch.space import Cell
+from blocksearch.space import Cell, OwnOps
 from blocksearch.supernet.stack import Stack
 from netsearch.space.genome import Genome, GenomeSpace, NetworkSpec
 from netsearch.space.network import builder
@@ -32,6 +32,11 @@ class Networks:
     cells: Mapping[str, Cell]
     image_shape: tuple[int, int, int]
     classes: int
+
+    @property
+    def own(self) -> OwnOps:
+        """A user's own ops in the cells."""
+        return tuple(dict(pair for cell in self.cells.values() for pair in cell.own).items())
 
     def stack(self, genome: Genome) -> Stack:
         """Return the network of a genome, without weights."""

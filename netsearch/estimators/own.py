@@ -1,0 +1,89 @@
+"""A user's own estimator: any function that gives a network an accuracy."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast
+
+from blocksearch.supernet.stack import Stack
+from evaluation.errors import InputError
+from evaluation.records import ModelRecord
+from evaluation.training.context import RunContext, blame
+from evaluation.workers.workers import Workers
+from netsearch.estimators.protocol import EstimateSettings, Estimator, Judge
+from netsearch.space.problem import NetworkProblem
+
+Judgement = Callable[[Stack, RunContext, int], float]  # (network, context, seed) -> accuracy
+
+
+def judge(
+    record: ModelRecord, network: Stack, context: RunContext, function: Judgement
+) -> ModelRecord:
+    """Return `record` with the accuracy that a function gives it, or with why it gives none.
+
+    Raises:
+        InputError: If it returns something else than an accuracy in [0, 1].
+        AcceleratorError: If the device is broken.
+        OSError: If a file cannot be read or written.
+    """
+    began = time.perf_counter()
+    try:
+        found = function(network, context, record.seed)
+    except Exception as error:
+        record = replace(record, failure=blame(error))
+    else:
+        if not isinstance(found, int | float) or math.isnan(found) or not 0 <= found <= 1:
+            raise InputError(
+                f"own estimator, network {record.id}: expected an accuracy in [0, 1], "
+                f"got {found!r:.80}"
+            )
+        record = replace(record, valid_accuracy=float(found))
+    context.log("networks", record.id).write(
+        valid_accuracy=record.valid_accuracy, seconds=time.perf_counter() - began
+    )
+    return record
+
+
+def as_estimator(own: type[Estimator] | Judgement) -> type[Estimator]:
+    """Return an estimator that asks a function; a class of estimators stays as it is."""
+    if isinstance(own, type):
+        return cast(type[Estimator], own)
+    function: Judgement = own
+
+    @dataclass(frozen=True)
+    class ByFunction:
+        """Judge networks by that function; there is but one fidelity."""
+
+        context: RunContext
+        fidelities: ClassVar[bool] = False
+        prepares: ClassVar[str] = ""
+        shares_weights: ClassVar[bool] = False
+        checked: ClassVar[int] = 0
+        epochs_ahead: ClassVar[int] = 0
+
+        @classmethod
+        def of(cls, settings: EstimateSettings, context: RunContext, folder: Path) -> Self:
+            """Build it for a run."""
+            return cls(context)
+
+        @classmethod
+        def check(cls, settings: EstimateSettings) -> None:
+            """Accept all settings."""
+
+        def prepare(self, problem: NetworkProblem, workers: Workers) -> None:
+            """Do nothing."""
+
+        @property
+        def judge(self) -> Judge:
+            """What a worker calls."""
+            return judge
+
+        def arguments(
+            self, blank: ModelRecord, problem: NetworkProblem, fidelity: float
+        ) -> tuple[Any, ...]:
+            """Return with what it is called for one network."""
+            return blank, problem.stack(blank.genome), self.context, function
+
+    return ByFunction
