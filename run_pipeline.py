@@ -18,7 +18,6 @@ from configs.run import Run
 from evaluation.cost.costs import COSTS
 from evaluation.cost.device_latency import DeviceLatencies
 from evaluation.deploy.formats import Format
-from evaluation.files.atomic import write_json
 from evaluation.pareto.choice import Wishes, choose
 from evaluation.pareto.front import Budgets, spread
 from evaluation.records import ModelRecord
@@ -78,12 +77,12 @@ class Pipeline(Run):
         from blocksearch.search import search_blocks
 
         if self.folder.blocks.exists():
-            return BlockLibrary.load(self.folder.blocks, self.config.own.builders)
+            return BlockLibrary.load(self.folder, self.config.own.builders)
         config, seed = self.config.blocksearch, self.config.seed
         epochs = len(config.searches(seed)) * config.epochs
         with self.step("blocks", "block search, epochs", epochs):
             library = search_blocks(self.searches, seed, self.workers, self.console.print)
-        library.save(self.folder.blocks)
+        library.save(self.folder)
         return library
 
     def search_networks(self, library: "BlockLibrary") -> list[ModelRecord]:
@@ -93,7 +92,7 @@ class Pipeline(Run):
         if self.folder.pareto.exists():
             return list(self.members.outcome.front)
         config, say = self.config.netsearch, self.console.print
-        where = self.folder.path, self.workers
+        where = self.folder, self.workers
         own = self.config.own.costs
         stage = NetworkStage(config, library, self.images, self.context, *where, say, own)
         if made := stage.estimator.prepares:
@@ -124,7 +123,7 @@ class Pipeline(Run):
         chosen = [found[record.id] for record in members] + baselines
         total = len(chosen) * len(config.seeds) * config.train.epochs
         with self.step("retrain", "retraining, epochs", total):
-            records = retrain_all(chosen, config, self.folder.path, self.context, self.workers)
+            records = retrain_all(chosen, config, self.folder, self.context, self.workers)
         for record in records:
             if record.failure:
                 self.console.print(f"{record.id}: {record.failure}")
@@ -135,8 +134,8 @@ class Pipeline(Run):
         from netsearch.members.measuring import measure_networks
 
         if not self.folder.measured.exists():
-            shape, out = self.images.shape, self.folder.path
-            measure_networks(networks, shape, self.device, out).save(self.folder.measured)
+            about = self.images.shape, self.device, self.folder.path
+            measure_networks(networks, *about).save(self.folder)
 
     def report(self) -> Path:
         """Write report.html, pareto.csv and pareto.png; return the path of the first."""
@@ -174,12 +173,12 @@ class Pipeline(Run):
             networks = len(searches) + len(self.config.blocksearch.seeds)  # and random cells
             total = networks * len(retrain.seeds) * retrain.train.epochs
             with nullcontext() if tabular else self.step("retrain", "retraining, epochs", total):
-                judging = retrain, self.folder.path, self.workers
+                judging = retrain, self.folder, self.workers
                 rows = compare(self.searches, searches, results, *judging)
             for row in rows:
                 if row.failure:
                     self.console.print(f"{row.strategy}, seed {row.seed}: {row.failure}")
-            write_json(self.folder.path / "compare.json", [row.to_json() for row in rows])
+            self.folder.write_json("compare.json", [row.to_json() for row in rows])
         return rows
 
 

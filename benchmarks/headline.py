@@ -105,7 +105,7 @@ class Experiment:
         self.seeds, self.epochs = self.config.retrain.seeds, self.config.retrain.train.epochs
         self.shape, self.classes = pipeline.images.shape, pipeline.images.classes
         self.members = pipeline.members.retrained()
-        self.library = BlockLibrary.load(pipeline.folder.blocks)
+        self.library = BlockLibrary.load(pipeline.folder)
         self.space = genome_space(self.config.netsearch, self.library, pipeline.images)
         assert self.config.netsearch.max_params is not None
         self.most_params: int = self.config.netsearch.max_params
@@ -137,14 +137,14 @@ class Experiment:
         """Cells of other readings of "enhanced gradient", searched here, stacked like gamma's."""
         pipeline, blocks = self.pipeline, self.config.blocksearch
         folder = RunFolder(pipeline.folder.path / FOLDER / "alternatives")
-        run = replace(pipeline.context, metrics=folder.metrics)
+        run = replace(pipeline.context, metrics=folder.metrics, salt=None)
         stages = stages_for(self.shape[1:])
-        context = SearchContext(run, blocks, stages, folder.path / "blocks")
+        context = SearchContext(run, blocks, stages, folder)
         searches = alternative_searches(self.config)
         counter = epochs_and_warnings(folder.metrics, "blocks", pipeline.console.print)
         total = len(searches) * blocks.epochs
-        about = "blocks", "alternatives, epochs", total, counter
-        with timed_stage(pipeline.console, folder.metrics, *about):
+        about = folder.log("blocks", "whole"), "alternatives, epochs", total, counter
+        with timed_stage(pipeline.console, *about):
             results = run_searches(context, [one for _, one in searches], pipeline.workers)
         entries = []
         for (label, search), result in zip(searches, results, strict=True):
@@ -226,8 +226,7 @@ class Experiment:
         trainings = sum(len(seeds) for _, seeds in {(one.trial, one.seeds) for one in entries})
         with timed_stage(
             pipeline.console,
-            folder.metrics,
-            "retrain",
+            folder.log("retrain", "whole"),
             f"{name}, epochs",
             trainings * recipe.epochs,
             epochs_and_warnings(folder.metrics, "retrain", pipeline.console.print),
@@ -235,7 +234,9 @@ class Experiment:
             for seeds in dict.fromkeys(entry.seeds for entry in entries):
                 trials = list(dict.fromkeys(e.trial for e in entries if e.seeds == seeds))
                 config = self.config.retrain.model_copy(update={"seeds": seeds, "train": recipe})
-                retrain_all(trials, config, folder.path.parent, context, pipeline.workers)
+                retrain_all(
+                    trials, config, RunFolder(folder.path.parent), context, pipeline.workers
+                )
         return [judged(entry, folder.path.parent) for entry in entries]
 
     def _uniform(self, cells: Mapping[str, Cell], params: int) -> NetworkSpec:
@@ -345,7 +346,7 @@ def compared(
 
 def replace_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Put rows into a file of rows, in place of those of the same dataset and device."""
-    old = read_json(path, listed=False) if path.exists() else []
+    old = read_json(path) if path.exists() else []
     own = {(row["dataset"], row["device"]) for row in rows}
     kept = [row for row in old if (row["dataset"], row["device"]) not in own]
     write_atomic(path, json_text([*kept, *rows]))

@@ -40,7 +40,8 @@ from evaluation.cost.paretoblocks_latency import NAME_KEY, Options, time_folder
 from evaluation.data.dataset import worker_dataset
 from evaluation.deploy.onnx_files import save_onnx
 from evaluation.files.archive import Archive
-from evaluation.files.atomic import read_json, write_json
+from evaluation.files.atomic import json_text, read_json, write_atomic
+from evaluation.files.run_folder import RunFolder
 from evaluation.pareto.front import Box, non_dominated, pareto_set
 from evaluation.records import ModelRecord
 from evaluation.training.context import RunContext
@@ -106,7 +107,7 @@ def least(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def kept(path: Path, measure: Any) -> Any:
     """Return the JSON of a file; if there is none, what `measure` gives, and keep it."""
     if not path.exists():
-        write_json(path, measure())
+        write_atomic(path, json_text(measure()))
     return read_json(path)
 
 
@@ -206,12 +207,14 @@ def fronts(library: BlockLibrary | None, out: Path, data: Path | None, seed: int
         folder = out / f"{'digits' if data is None else 'cifar10'}-{seed}-{cost}"
         folder.mkdir(parents=True, exist_ok=True)
         context = RunContext(config.data, seed, "cpu", folder / "metrics.jsonl")
-        stage = NetworkStage(config.netsearch, blocks, images, context, folder, Workers(2))
+        stage = NetworkStage(
+            config.netsearch, blocks, images, context, RunFolder(folder), Workers(2)
+        )
         kept(folder / "pareto.json", lambda stage=stage: stage.run().to_json())
         stages[cost] = stage
     problem = stages["latency_ms"].problem  # its costs hold latency and FLOPs alike
     found = {
-        cost: [ModelRecord.from_json(one) for one in read_json(s.folder / "pareto.json")["front"]]
+        cost: [ModelRecord.from_json(one) for one in read_json(s.folder.pareto)["front"]]
         for cost, s in stages.items()
     }
     stacks = {r.id: problem.stack(r.genome) for front in found.values() for r in front}
@@ -307,14 +310,14 @@ def main(
         },
         "load_before": os.getloadavg()[0],
     }
-    library = BlockLibrary.load(run / "blocks.json") if run else None
+    library = BlockLibrary.load(RunFolder(run)) if run else None
     if networks:
         blocks = library or random_library(IMAGES.shape[1:])
         found["additive"] = additive(blocks, out, networks, networks_seed)
     where = None if data is None else data.resolve()
     found["fronts"] = [fronts(library, out, where, seed) for seed in range(seeds)]
     found["load_after"] = os.getloadavg()[0]
-    write_json(out / "figures.json", found)
+    write_atomic(out / "figures.json", json_text(found))
     print(json.dumps(found, indent=1) if as_json else "")
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from evaluation.errors import InputError
-from evaluation.files.atomic import read_json, write_json
+from evaluation.files.atomic import json_text, read_json, write_atomic
 from evaluation.workers.pool import WorkerDied, run_tasks
 from evaluation.workers.workers import ONE_WORKER, Workers
 
@@ -115,7 +115,7 @@ class LookupGraph:
 
     def save(self, path: Path) -> None:
         """Write the graph as JSON."""
-        write_json(path, asdict(self))
+        write_atomic(path, json_text(asdict(self)))
 
     @classmethod
     def load(cls, path: Path) -> Self:

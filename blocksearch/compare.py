@@ -19,7 +19,7 @@ from blocksearch.engine import Cells
 from blocksearch.search import SearchContext, SearchResult, build_supernet
 from blocksearch.supernet.supernet import Supernet
 from evaluation.errors import InputError
-from evaluation.files.events import read_metrics
+from evaluation.files.run_folder import RunFolder
 from evaluation.records import ModelRecord
 from evaluation.training.context import RunContext
 from evaluation.training.retrain import RetrainConfig, Trial, retrain_all
@@ -80,7 +80,7 @@ def compare(
     searches: Sequence[Search],
     results: Sequence[SearchResult],
     retraining: RetrainConfig,
-    out: Path,
+    out: RunFolder,
     workers: Workers,
 ) -> list[Row]:
     """Judge what searches found: train it, or look it up; what is trained is not trained again.
@@ -103,7 +103,7 @@ def compare(
     dataset = context.run.dataset
     supernet = build_supernet(config, dataset, context.stages, seed=0)
     space = config.ops if isinstance(config.ops, str) else "own"
-    spent = _spent(context.run.metrics, config.epochs)
+    spent = _spent(context.folder.events(), config.epochs)
     rows = []
     for one, result in zip(searches, results, strict=True):
         search_s, peak_mib = spent.get(one.name, (None, None))
@@ -182,7 +182,7 @@ def _retrained(
     supernet: Supernet,
     retraining: RetrainConfig,
     context: RunContext,
-    out: Path,
+    out: RunFolder,
     workers: Workers,
 ) -> list[Row]:
     """Rows with the test accuracies of the networks that the cells make, trained from scratch."""
@@ -211,14 +211,16 @@ def _retrained(
     return judged
 
 
-def _spent(metrics: Path, epochs: int) -> dict[str, tuple[float | None, float | None]]:
+def _spent(
+    events: Sequence[Mapping[str, Any]], epochs: int
+) -> dict[str, tuple[float | None, float | None]]:
     """Return seconds and peak MiB of every search; of an epoch that was done twice, the last.
 
     None where not all epochs are logged: the search failed, or its lines are lost.
     """
     seconds: dict[str, dict[int, float]] = {}
     peaks: dict[str, float] = {}
-    for event in read_metrics(metrics):
+    for event in events:
         if event.get("stage") == "blocks":
             task = str(event["task"])
             if "epoch_s" in event:

@@ -3,14 +3,12 @@
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 from blocksearch.space import KINDS, REDUCTION, Cell, OwnOps
 from blocksearch.supernet.cells import DiscreteCell
 from evaluation.cost.counts import measure_cost
-from evaluation.errors import InputError
-from evaluation.files.atomic import read_json, write_json
+from evaluation.files.run_folder import RunFolder
 from evaluation.records import Cost, checked_name
 
 REFERENCE_CHANNELS = 16
@@ -140,22 +138,20 @@ class BlockLibrary:
         """Name to cell, of all blocks."""
         return {block.name: block.cell for block in self.blocks}
 
-    def save(self, path: Path) -> None:
-        """Write the library as JSON."""
-        write_json(path, [block.to_json() for block in self.blocks])
+    def save(self, folder: RunFolder) -> None:
+        """Write `blocks.json` into the folder of a run."""
+        folder.write_json(folder.blocks.name, [block.to_json() for block in self.blocks])
 
     @classmethod
-    def load(cls, path: Path, own: OwnOps = ()) -> Self:
-        """Read a library whose cells may have a user's own ops.
+    def load(cls, folder: RunFolder, own: OwnOps = ()) -> Self:
+        """Read that of a run, whose cells may have a user's own ops.
 
         Raises:
             InputError: If the file is missing or damaged.
         """
-        data = read_json(path)
-        try:
-            return cls([Block.from_json(block, own) for block in data])
-        except (ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"{path}: damaged block library: {error}") from error
+        return folder.load(
+            folder.blocks.name, lambda data: cls([Block.from_json(block, own) for block in data])
+        )
 
 
 def reference_cost(cell: Cell, kind: str, image_side: tuple[int, int]) -> Cost:

@@ -24,13 +24,15 @@ from blocksearch.supernet.forms import PLAIN, Form
 from blocksearch.supernet.supernet import Supernet
 from evaluation.data.dataset import Dataset
 from evaluation.errors import InputError, reason_of
-from evaluation.files.atomic import read_json, write_json
+from evaluation.files.run_folder import RunFolder
 from evaluation.training.checkpoint import Checkpoint
 from evaluation.training.context import RunContext
 from evaluation.training.loop import TrainingError, uses_bfloat16
 from evaluation.workers.memory import out_of_memory, peak_bytes, release_memory, require_room
 from evaluation.workers.pool import WorkerDied, run_tasks
 from evaluation.workers.workers import Workers
+
+BLOCKS = "blocks"  # folder of the searches in a run
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,14 @@ class SearchContext:
         run: Images, device, event log.
         config: The table `blocksearch`.
         stages: Number of resolutions.
-        folder: Where results and checkpoints go.
+        folder: Of the run; results and checkpoints go to `blocks`.
         recompute: Names of the searches that have too little memory for the insides of all cells.
     """
 
     run: RunContext
     config: BlockSearchConfig
     stages: int
-    folder: Path
+    folder: RunFolder
     recompute: frozenset[str] = frozenset()
 
 
@@ -144,7 +146,7 @@ def check_searches(
 
 
 def run_search(one: Search, context: SearchContext) -> str | None:
-    """Run one search to its end and leave its cells in `<folder>/<name>.json`.
+    """Run one search to its end and leave its cells in `blocks/<name>.json`.
 
     A search that diverges leaves its failure there instead.
 
@@ -159,7 +161,7 @@ def run_search(one: Search, context: SearchContext) -> str | None:
             raise
         reason = reason_of(error)
     else:
-        write_json(_result_path(context.folder, one), result)
+        context.folder.write_json(_result_name(one), result)
         Checkpoint(_checkpoint_path(context.folder, one)).remove()
         log = context.run.log("blocks", one.name)
         log.write(seconds=time.perf_counter() - began, peak_memory_mib=peak / 2**20)
@@ -268,18 +270,22 @@ def run_searches(
     Raises:
         InputError: If memory does not suffice, or a result is damaged.
     """
-    own = context.config.space.own
-    missing = [one for one in searches if not _result_path(context.folder, one).exists()]
+    path = context.folder.path
+
+    def read(one: Search) -> SearchResult:
+        parse = partial(_result_of, own=context.config.space.own)
+        return context.folder.load(_result_name(one), parse)
+
+    missing = [one for one in searches if not (path / _result_name(one)).exists()]
     for one in searches:
         if one not in missing:
-            # Damage is told before hours of work.
-            _read_result(_result_path(context.folder, one), own)
+            read(one)  # damage is told before hours of work
             Checkpoint(_checkpoint_path(context.folder, one)).remove()  # a kill may have left it
-    context.folder.mkdir(parents=True, exist_ok=True)
+    (path / BLOCKS).mkdir(parents=True, exist_ok=True)
     threads = threads_of(searches, workers.cores)
     enough = replace(workers, count=min(workers.count, len(searches)))
     _run_each({one.name: one for one in missing}, context, enough, threads)
-    return [_read_result(_result_path(context.folder, one), own) for one in searches]
+    return [read(one) for one in searches]
 
 
 def _run_each(
@@ -323,26 +329,22 @@ def threads_of(searches: Sequence[Search], workers: int) -> int:
     return max(1, workers // len(searches))
 
 
-def _result_path(folder: Path, one: Search) -> Path:
-    return folder / f"{one.name}.json"
+def _result_name(one: Search) -> str:
+    return f"{BLOCKS}/{one.name}.json"
 
 
-def _checkpoint_path(folder: Path, one: Search) -> Path:
-    return folder / f"{one.name}.ckpt"
+def _checkpoint_path(folder: RunFolder, one: Search) -> Path:
+    return folder.path / BLOCKS / f"{one.name}.ckpt"
 
 
-def _read_result(path: Path, own: OwnOps) -> SearchResult:
-    result = read_json(path)
-    try:
-        if "failure" in result:
-            return SearchResult(failure=str(result["failure"]))
-        candidates = [
-            (
-                {str(kind): Cell.from_json(cell, own) for kind, cell in one["cells"].items()},
-                float(one["score"]),
-            )
-            for one in result["candidates"]
-        ]
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise InputError(f"{path}: damaged ({error}); delete it to search again") from error
+def _result_of(data: Any, own: OwnOps) -> SearchResult:
+    if "failure" in data:
+        return SearchResult(failure=str(data["failure"]))
+    candidates = [
+        (
+            {str(kind): Cell.from_json(cell, own) for kind, cell in one["cells"].items()},
+            float(one["score"]),
+        )
+        for one in data["candidates"]
+    ]
     return SearchResult(tuple(candidates))

@@ -13,7 +13,8 @@ from configs.own import Own
 from evaluation.deploy.formats import Format
 from evaluation.errors import InputError
 from evaluation.files.events import epochs_and_warnings
-from evaluation.files.run_folder import Facts, RunFolder, versions
+from evaluation.files.facts import Facts, versions
+from evaluation.files.run_folder import RunFolder
 from evaluation.files.track import TensorBoard
 from evaluation.records import ModelRecord
 from evaluation.terminal.progress import timed_stage
@@ -131,7 +132,9 @@ class Run:
         weights, valid = self.members.weights(record), self.dataset.search_valid
         ops = self.config.own.builders
         check_images(weights, self.preprocessing, f"{self.config.data.root}", MOVED, ops)
-        return deliver(weights, valid, form, path, name=record.id, overwrite=overwrite, own=ops)
+        found = deliver(weights, valid, form, path, name=record.id, overwrite=overwrite, own=ops)
+        self.folder.enlist_if_within(path)
+        return found
 
     def export_parts(self, out: Path) -> int:
         """Write every part of the networks of the space as ONNX, to be timed on another device.
@@ -143,7 +146,7 @@ class Run:
         from netsearch.search import networks_of
         from netsearch.space.latency_table import export_parts
 
-        library = BlockLibrary.load(self.folder.blocks, self.config.own.builders)
+        library = BlockLibrary.load(self.folder, self.config.own.builders)
         networks = networks_of(self.config.netsearch, library, self.images)
         return export_parts(networks, out, self.console.print)
 
@@ -193,9 +196,16 @@ class Run:
         """What all tasks of the run have in common."""
         from evaluation.training.context import RunContext
 
-        data, seed, metrics = self.config.data, self.config.seed, self.folder.metrics
-        seconds = 60 * self.workers.checkpoint_minutes
-        return RunContext(data, seed, self.device, metrics, seconds, self._own_images)
+        metrics = self.folder.metrics
+        return RunContext(
+            self.config.data,
+            self.config.seed,
+            self.device,
+            metrics,
+            salt=self.folder.salt(metrics.name),
+            checkpoint_s=60 * self.workers.checkpoint_minutes,
+            own_images=self._own_images,
+        )
 
     @cached_property
     def _own_images(self) -> "OwnImages | None":
@@ -210,9 +220,8 @@ class Run:
         from blocksearch.search import SearchContext
         from netsearch.space.genome import stages_for
 
-        stages, folder = stages_for(self.images.shape[1:]), self.folder.path / "blocks"
-        config = self.config.blocksearch
-        return SearchContext(self.context, config, stages, folder, self.recompute)
+        stages, config = stages_for(self.images.shape[1:]), self.config.blocksearch
+        return SearchContext(self.context, config, stages, self.folder, self.recompute)
 
     def plan(self, until: str = "retrain") -> "Plan":
         """Return what the run is to do, up to a stage."""
@@ -272,11 +281,12 @@ class Run:
         self, stage: str, title: str, total: int, count: Callable[[], int] | None = None
     ) -> AbstractContextManager[None]:
         """Show and time a stage; without `count`, its epochs are counted."""
-        counter = count or epochs_and_warnings(self.folder.metrics, stage, self.console.print)
+        log = self.folder.log(stage, "whole")
+        counter = count or epochs_and_warnings(log.path, stage, self.console.print, log.salt)
 
         def counted() -> int:
             if self._board is not None:
                 self._board.forward()
             return counter()
 
-        return timed_stage(self.console, self.folder.metrics, stage, title, total, counted)
+        return timed_stage(self.console, log, title, total, counted)

@@ -12,6 +12,7 @@ from evaluation.cost.device_latency import DeviceLatencies
 from evaluation.cost.sizes import FLOPS, PARAMS
 from evaluation.errors import InputError
 from evaluation.files.archive import Archive
+from evaluation.files.run_folder import RunFolder
 from evaluation.pareto.front import Box, Budgets, pareto_set, spread
 from evaluation.training.context import RunContext
 from evaluation.workers.workers import Workers
@@ -40,7 +41,7 @@ class NetworkStage:
         library: The blocks to choose from.
         images: Shape and classes.
         context: Images, device and event log of the workers; its data seed seeds the searches.
-        folder: Where archives, latencies and shared weights are.
+        folder: Of the run.
         workers: Where networks train, and how many at the same time.
         say: Called with a line that a person should read.
         costs: A user's own costs, beside those of the config.
@@ -50,7 +51,7 @@ class NetworkStage:
     library: BlockLibrary
     images: InputForm
     context: RunContext
-    folder: Path
+    folder: RunFolder
     workers: Workers
     say: Callable[[str], None] = lambda line: None
     costs: tuple[OwnCost, ...] = ()
@@ -86,7 +87,7 @@ class NetworkStage:
     def archive(self, name: str) -> Archive:
         """Open an archive of the run, once."""
         if name not in self._archives:
-            self._archives[name] = Archive(self.folder / f"{name}.jsonl")
+            self._archives[name] = self.folder.open_archive(name)
         return self._archives[name]
 
     @property
@@ -119,8 +120,8 @@ class NetworkStage:
             known = record.cost.known().keys()
             if not ours <= known or not record.cost.others().keys() <= ours:
                 raise InputError(
-                    f"{self.folder}: a run that knows of its networks {', '.join(known)} cannot go "
-                    f"on with the costs {', '.join(sorted(ours))}"
+                    f"{self.folder.path}: a run that knows of its networks {', '.join(known)} "
+                    f"cannot go on with the costs {', '.join(sorted(ours))}"
                 )
 
     def _search(self, config: NetSearchConfig, evaluator: Evaluator, archive: Archive) -> None:
@@ -144,17 +145,17 @@ class NetworkStage:
         """
         if not self.config.needs_latency:
             return None
-        path = self.folder / "latency.json"
+        there = self.folder.latency.exists()
         source = None if self.config.latency is None else Path(self.config.latency)
         networks = networks_of(self.config, self.library, self.images)
-        table = LatencyTable.load(path) if path.exists() else None
+        table = LatencyTable.load(self.folder) if there else None
         if table is None or not table.covers(networks) or table.source != source:
             if source is None:
                 table = LatencyTable.measure(networks, self.context.device)
             else:
                 table = LatencyTable.from_device(DeviceLatencies.load(source), networks)
-            table.save(path)
-        return LatencyTable.load(path)
+            table.save(self.folder)
+        return LatencyTable.load(self.folder)
 
     @cached_property
     def estimator(self) -> Estimator:

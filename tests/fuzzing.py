@@ -17,7 +17,7 @@ from PIL import Image
 from blocksearch.library import BlockLibrary, FoundCell
 from blocksearch.nas_bench_201 import read_rows
 from blocksearch.ops import LIGHT_OPS
-from blocksearch.search import _read_result as read_blocks
+from blocksearch.search import _result_of
 from blocksearch.space import KINDS, SearchSpace
 from configs import FOLDER
 from configs.experiment import Config
@@ -30,18 +30,19 @@ from evaluation.data.sources import read_source
 from evaluation.deploy.onnx_files import onnx_session
 from evaluation.errors import InputError
 from evaluation.files.archive import Archive
-from evaluation.files.atomic import write_json
+from evaluation.files.atomic import json_text
 from evaluation.files.bounded import MAX_LOG_BYTES, read_bounded
 from evaluation.files.events import epochs_and_warnings
+from evaluation.files.facts import Facts
 from evaluation.files.manifest import MANIFEST, Manifest, digest_of, entry, first_line
-from evaluation.files.run_folder import Facts, RunFolder
+from evaluation.files.run_folder import RunFolder
 from evaluation.pareto.front import Box
 from evaluation.records import Cost, Measured, ModelRecord
 from evaluation.training.checkpoint import DIGEST_BYTES, Checkpoint, Position
 from evaluation.training.checkpoint import FORMAT as CHECKPOINT
 from evaluation.training.loop import seeded_model
-from evaluation.training.retrain import _read_result as read_seed
-from evaluation.training.weights import save_weights
+from evaluation.training.retrain import _test_accuracy
+from evaluation.training.weights import weights_of
 from lookup_graph import LookupGraph
 from netsearch.estimators.shared_weights import SharedWeights
 from netsearch.members.measurement import Measurements
@@ -125,13 +126,13 @@ def write_npz(path: Path) -> None:
 def write_model(path: Path) -> None:
     """Write the weights of a network with its description."""
     one = Description(SPEC, CELLS, INPUTS)
-    save_weights(path, seeded_model(one.builder(), 0, "cpu"), one.to_text())
+    path.write_bytes(weights_of(seeded_model(one.builder(), 0, "cpu"), one.to_text()))
 
 
 def write_shared(path: Path) -> None:
     """Write shared weights."""
     space = GenomeSpace(2, (1,), (4,), ("n0",), ("r0",))
-    SharedWeights(Networks(space, CELLS, (1, 8, 8), 2)).save(path)
+    path.write_bytes(SharedWeights(Networks(space, CELLS, (1, 8, 8), 2)).to_bytes())
 
 
 def write_onnx(path: Path) -> None:
@@ -186,9 +187,9 @@ def write_manifest(path: Path) -> None:
 
 def read_manifest(path: Path) -> None:
     """Use it as the readers of listed files do."""
-    manifest = Manifest.above(path.parent / "a")
+    manifest = Manifest.of(path.parent)
     assert manifest is not None
-    manifest.check(path.parent / "none")
+    manifest.check("none")
 
 
 def write_metrics(path: Path) -> None:
@@ -247,7 +248,7 @@ def read_run(path: Path) -> None:
 def read_claimed(path: Path) -> None:
     """Claim a folder whose config is this file."""
     folder = RunFolder(path.parent)
-    write_json(folder.facts, asdict(FACTS))
+    folder.facts.write_text(json_text(asdict(FACTS)))
     list_as_they_are(folder)
     folder.claim(FACTS, quickstart(), lambda line: None)
 
@@ -255,6 +256,21 @@ def read_claimed(path: Path) -> None:
 def quickstart() -> dict[str, Any]:
     """Return a valid config as plain data."""
     return Config.load(FOLDER / "quickstart.yaml").model_dump(mode="json")
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON as a run does."""
+    path.write_text(json_text(data))
+
+
+def saved(save: Callable[[RunFolder], None]) -> Callable[[Path], None]:
+    """Return what writes the file of a run at a path of its name."""
+    return lambda path: save(RunFolder(path.parent))
+
+
+def loaded(load: Callable[[RunFolder], Any]) -> Callable[[Path], Any]:
+    """Return what reads it."""
+    return lambda path: load(RunFolder(path.parent))
 
 
 def read_outcome(path: Path) -> None:
@@ -270,7 +286,7 @@ def write_library(path: Path) -> None:
         FoundCell(cell, kind, "darts-s0", 0.5)
         for kind, cell in zip(KINDS, CELLS.values(), strict=True)
     ]
-    BlockLibrary.from_found(found, (8, 8)).save(path)
+    BlockLibrary.from_found(found, (8, 8)).save(RunFolder(path.parent))
 
 
 def write_found(path: Path) -> None:
@@ -281,7 +297,8 @@ def write_found(path: Path) -> None:
 
 def read_found(path: Path) -> None:
     """Read it, and hash the cells as the library does."""
-    for cells, _ in read_blocks(path).candidates:
+    found = RunFolder(path.parent).load(path.name, lambda data: _result_of(data, ()))
+    for cells, _ in found.candidates:
         for cell in cells.values():
             cell.id.encode()
 
@@ -312,7 +329,7 @@ TARGETS: dict[str, Target] = {
     "facts": Target("run.json", lambda path: write_json(path, asdict(FACTS)), read_run, "json"),
     "archive": Target("archive.jsonl", write_archive, read_archive, "lines"),
     "metrics": Target("metrics.jsonl", write_metrics, read_metrics, "lines"),
-    "block library": Target("blocks.json", write_library, BlockLibrary.load, "json"),
+    "block library": Target("blocks.json", write_library, loaded(BlockLibrary.load), "json"),
     "found cells": Target("darts-s0.json", write_found, read_found, "json"),
     "outcome": Target(
         "pareto.json", lambda path: write_json(path, OUTCOME.to_json()), read_outcome, "json"
@@ -326,11 +343,11 @@ TARGETS: dict[str, Target] = {
     "seed": Target(
         "seed-0.json",
         lambda path: write_json(path, {"seed": 0, "test_accuracy": 0.5}),
-        read_seed,
+        lambda path: RunFolder(path.parent).load(path.name, _test_accuracy),
         "json",
     ),
-    "measured": Target("measured.json", MEASURED.save, Measurements.load, "json"),
-    "latency table": Target("latency.json", TABLE.save, LatencyTable.load, "json"),
+    "measured": Target("measured.json", saved(MEASURED.save), loaded(Measurements.load), "json"),
+    "latency table": Target("latency.json", saved(TABLE.save), loaded(LatencyTable.load), "json"),
     "device latencies": Target(
         "device.json",
         lambda path: write_json(path, LATENCIES),

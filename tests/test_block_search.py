@@ -23,6 +23,7 @@ from evaluation.data.config import DataConfig
 from evaluation.data.dataset import load_dataset
 from evaluation.errors import InputError
 from evaluation.files.events import read_metrics
+from evaluation.files.run_folder import RunFolder
 from evaluation.training.checkpoint import Checkpoint
 from evaluation.training.context import RunContext
 from evaluation.workers.workers import Workers
@@ -58,8 +59,12 @@ def context(folder: Path, **changes: Any) -> SearchContext:
         RunContext(DIGITS, 0, "cpu", folder / "metrics.jsonl"),
         config(**changes),
         stages=2,
-        folder=folder / "blocks",
+        folder=RunFolder(folder),
     )
+
+
+def blocks_of(context: SearchContext) -> Path:
+    return context.folder.path / "blocks"
 
 
 def test_the_two_op_sets_are_known_by_name():
@@ -145,20 +150,20 @@ def test_every_strategy_gives_blocks_of_both_kinds_and_a_second_call_searches_no
         for name in library.names(kind):
             both.config.space.check(library[name].cell)
             assert 0 <= library[name].score <= 1
-    assert sorted(path.name for path in both.folder.iterdir()) == [
+    assert sorted(path.name for path in blocks_of(both).iterdir()) == [
         "darts-s0.json",
         "enhanced_gradient-s0.json",
     ]
     events = read_metrics(both.run.metrics)
     assert {event["task"] for event in events if "train_loss" in event} == found_by
 
-    times = {path: path.stat().st_mtime_ns for path in both.folder.iterdir()}
+    times = {path: path.stat().st_mtime_ns for path in blocks_of(both).iterdir()}
     assert search_blocks(both, seed=0, workers=Workers(1)).blocks == library.blocks
-    assert {path: path.stat().st_mtime_ns for path in both.folder.iterdir()} == times
+    assert {path: path.stat().st_mtime_ns for path in blocks_of(both).iterdir()} == times
 
-    (both.folder / "darts-s0.json").unlink()
+    (blocks_of(both) / "darts-s0.json").unlink()
     assert search_blocks(both, seed=0, workers=Workers(1)).blocks == library.blocks
-    enhanced = both.folder / "enhanced_gradient-s0.json"
+    enhanced = blocks_of(both) / "enhanced_gradient-s0.json"
     assert enhanced.stat().st_mtime_ns == times[enhanced]
 
 
@@ -169,7 +174,7 @@ class Killed(BaseException):
 def test_a_search_killed_in_mid_epoch_finds_what_the_unbroken_one_finds(tmp_path, monkeypatch):
     whole, killed = (context(tmp_path / run, epochs=2, batch_size=8) for run in "ab")
     for one in (whole, killed):
-        one.folder.mkdir(parents=True)
+        blocks_of(one).mkdir(parents=True)
     (search,) = whole.config.searches(0)
     run_search(search, whole)
     save, left = Checkpoint.save, iter(range(3))
@@ -184,12 +189,12 @@ def test_a_search_killed_in_mid_epoch_finds_what_the_unbroken_one_finds(tmp_path
         patch.setattr(Checkpoint, "save", mortal)
         with pytest.raises(Killed):
             run_search(search, killed)
-    newest = killed.folder / "darts-s0.ckpt"
+    newest = blocks_of(killed) / "darts-s0.ckpt"
     newest.write_bytes(newest.read_bytes()[:-1])
     run_search(search, killed)
-    results = [(one.folder / "darts-s0.json").read_bytes() for one in (whole, killed)]
+    results = [(blocks_of(one) / "darts-s0.json").read_bytes() for one in (whole, killed)]
     assert results[0] == results[1]
-    assert [path.name for path in killed.folder.iterdir()] == ["darts-s0.json"]
+    assert [path.name for path in blocks_of(killed).iterdir()] == ["darts-s0.json"]
     logged = [
         [event["train_loss"] for event in read_metrics(one.run.metrics) if "train_loss" in event]
         for one in (whole, killed)
@@ -201,7 +206,7 @@ def test_a_search_killed_in_mid_epoch_finds_what_the_unbroken_one_finds(tmp_path
 
 def test_the_seconds_of_an_epoch_that_a_kill_cut_in_two_are_not_logged(tmp_path, monkeypatch):
     cut = context(tmp_path, epochs=2)
-    cut.folder.mkdir()
+    blocks_of(cut).mkdir()
     (search,) = cut.config.searches(0)
     save = Checkpoint.save
 
@@ -223,9 +228,9 @@ def test_both_checkpoints_that_a_kill_left_beside_a_result_are_removed(tmp_path)
     done = context(tmp_path)
     search_blocks(done, seed=0, workers=Workers(1))
     for name in ("darts-s0.ckpt", "darts-s0.ckpt.old"):
-        (done.folder / name).write_text("left by a kill")
+        (blocks_of(done) / name).write_text("left by a kill")
     search_blocks(done, seed=0, workers=Workers(1))
-    assert [path.name for path in done.folder.iterdir()] == ["darts-s0.json"]
+    assert [path.name for path in blocks_of(done).iterdir()] == ["darts-s0.json"]
 
 
 def test_a_search_that_diverges_leaves_its_failure_and_the_others_go_on(tmp_path):
@@ -238,7 +243,7 @@ def test_a_search_that_diverges_leaves_its_failure_and_the_others_go_on(tmp_path
         "enhanced_gradient-alpha_weight_decay=0-s0"
     }
     failed = "enhanced_gradient-alpha_weight_decay=1e+38-s0"
-    result = json.loads((diverging.folder / f"{failed}.json").read_text())
+    result = json.loads((blocks_of(diverging) / f"{failed}.json").read_text())
     assert "diverged in epoch 1" in result["failure"]
     assert len(said) == 1 and failed in said[0]
 
@@ -262,7 +267,7 @@ def test_when_every_search_diverges_the_reasons_are_told(tmp_path):
 )
 def test_a_damaged_result_is_refused_naming_the_file(text, tmp_path):
     one = context(tmp_path)
-    one.folder.mkdir()
-    (one.folder / "darts-s0.json").write_text(text)
+    blocks_of(one).mkdir()
+    (blocks_of(one) / "darts-s0.json").write_text(text)
     with pytest.raises(InputError, match=r"darts-s0\.json"):
         search_blocks(one, seed=0, workers=Workers(1))

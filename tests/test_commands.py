@@ -20,7 +20,7 @@ from evaluation.cost.paretoblocks_latency import main as measure_on_device
 from evaluation.data.batches import batches
 from evaluation.deploy.onnx_files import run_onnx
 from evaluation.errors import InputError
-from evaluation.files.atomic import read_json, write_json
+from evaluation.files.atomic import json_text, read_json
 from evaluation.files.run_folder import RunFolder
 from netsearch.members.saved import load_network
 from run_pipeline import Pipeline, app
@@ -174,13 +174,13 @@ def latencies(ids):
 def test_pick_goes_by_the_latencies_of_another_device(folder, tmp_path):
     ids = [record.id for record in Pipeline.open(folder).members.retrained()]
     path = tmp_path / "board.json"
-    write_json(path, latencies({id: 100.0 - 10 * n for n, id in enumerate(ids)}))
+    path.write_text(json_text(latencies({id: 100.0 - 10 * n for n, id in enumerate(ids)})))
     budget = 100.5 - 10 * (len(ids) - 1)  # only that of the last fits
     result = invoke("pick", folder, "--latency", path, "--max-latency-ms", budget, "--json")
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["id"] == ids[-1]
     assert json.loads(result.stdout)["latency_ms"] == 100.0 - 10 * (len(ids) - 1)
-    write_json(path, latencies({"stranger": 1.0}))
+    path.write_text(json_text(latencies({"stranger": 1.0})))
     result = invoke("pick", folder, "--latency", path, "--max-latency-ms", "50")
     assert result.exit_code == 2 and "stranger" in result.stderr and ids[0] in result.stderr
 

@@ -231,7 +231,7 @@ def test_an_own_cost_goes_through_a_whole_run_of_two_workers(tmp_path):
     run = Pipeline(config, folder, workers=Workers(2), console=console)
     run.run()
     front = Members.open(folder.path).front()
-    networks = networks_of(config.netsearch, BlockLibrary.load(folder.blocks), run.images)
+    networks = networks_of(config.netsearch, BlockLibrary.load(folder), run.images)
     for record in front:
         assert record.cost.count("energy_nj") == energy(networks.stack(record.genome))
     assert any(record.test_accuracy for record in front)

@@ -20,6 +20,7 @@ from evaluation.cost.paretoblocks_latency import FORMAT
 from evaluation.cost.paretoblocks_latency import main as measure_on_device
 from evaluation.data.config import DataConfig
 from evaluation.errors import InputError
+from evaluation.files.run_folder import RunFolder
 from evaluation.training.context import RunContext
 from evaluation.training.loop import TrainConfig, seeded_model
 from evaluation.workers.workers import Workers
@@ -151,8 +152,8 @@ def test_a_devices_latencies_become_costs_of_genomes_by_an_exact_sum(library, tm
         assert table.of(stack) == sum(ms[name] for name in names) - 0.5 * (len(names) - 1)
     assert table.facts["device"] == "my board"
     assert table.source == tmp_path / "pi.json"
-    table.save(tmp_path / "latency.json")
-    assert LatencyTable.load(tmp_path / "latency.json") == table
+    table.save(RunFolder(tmp_path))
+    assert LatencyTable.load(RunFolder(tmp_path)) == table
 
 
 def test_a_part_that_takes_no_longer_than_an_empty_run_still_takes_time(library, tmp_path):
@@ -247,7 +248,9 @@ def stage(folder, library, source=None, **changes):
         **fields,
     )
     training = RunContext(DataConfig(name="digits"), 0, "cpu", folder / "m.jsonl")
-    return NetworkStage(config, library, InputForm(SHAPE, CLASSES), training, folder, Workers(1))
+    return NetworkStage(
+        config, library, InputForm(SHAPE, CLASSES), training, RunFolder(folder), Workers(1)
+    )
 
 
 def test_a_run_goes_on_without_the_json_that_it_began_with(library, tmp_path):

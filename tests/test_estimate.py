@@ -20,6 +20,7 @@ from evaluation.data.config import DataConfig
 from evaluation.data.dataset import Dataset, Split
 from evaluation.files.archive import Archive
 from evaluation.files.events import read_metrics
+from evaluation.files.run_folder import RunFolder
 from evaluation.pareto.front import Budgets
 from evaluation.records import Cost, ModelRecord
 from evaluation.training.context import RunContext
@@ -314,7 +315,7 @@ def test_a_worker_that_dies_becomes_a_failure_of_its_network_alone(
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_an_estimator_prepares_something_if_and_only_if_that_takes_epochs(name, tmp_path):
     settings = SimpleNamespace(train=recipe(), shared_weights=SharedWeightsConfig(epochs=3))
-    one = ESTIMATORS[name].of(settings, context(tmp_path), tmp_path)
+    one = ESTIMATORS[name].of(settings, context(tmp_path), RunFolder(tmp_path))
     assert (bool(one.prepares), one.shares_weights) == (one.epochs_ahead > 0,) * 2
     assert one.epochs_ahead in (0, 3) and (one.checked > 0) == one.shares_weights
 

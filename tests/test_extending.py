@@ -56,7 +56,7 @@ def test_there_is_an_example_of_everything_with_two_workers():
 def test_an_own_op_is_searched_retrained_and_loaded(tmp_path):
     said = run("An op", tmp_path)
     folder = RunFolder(tmp_path / "runs" / "own_op")
-    library = BlockLibrary.load(folder.blocks)
+    library = BlockLibrary.load(folder)
     ops = {edge.op for cell in library.cells.values() for node in cell.nodes for edge in node}
     assert "swish_conv_3x3" in ops
     assert "torch.Size([1, 10])" in said

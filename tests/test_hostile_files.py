@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from blocksearch.nas_bench_201 import MAX_TABLE_CHARACTERS, read_rows
 from evaluation.errors import InputError
 from evaluation.files.bounded import MAX_LOG_BYTES, read_bounded
-from evaluation.files.manifest import MANIFEST, digest_of, enlist, first_line
+from evaluation.files.manifest import MANIFEST, digest_of, first_line
+from evaluation.files.run_folder import RunFolder
 from evaluation.files.track import _NewLines
 from evaluation.training.checkpoint import FORMAT, Checkpoint, Position
 from evaluation.training.weights import read_weights
@@ -208,11 +209,11 @@ def test_a_manifest_of_a_terabyte_or_that_is_a_pipe_is_refused(tmp_path):
     manifest.write_bytes(first_line("run"))
     terabyte(manifest)
     with pytest.raises(InputError, match=f"{MANIFEST}: expected at most {MAX_LOG_BYTES:,} bytes"):
-        enlist(tmp_path / "a.json", "00")
+        RunFolder(tmp_path).enlist("a.json", "00")
     manifest.unlink()
     os.mkfifo(manifest)
     with pytest.raises(InputError, match=f"{MANIFEST}: expected a file, got a pipe"):
-        enlist(tmp_path / "a.json", "00")
+        RunFolder(tmp_path).enlist("a.json", "00")
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux has such files")

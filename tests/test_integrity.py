@@ -17,9 +17,10 @@ from blocksearch.library import Block
 from evaluation.deploy.export import draft, publish
 from evaluation.errors import InputError
 from evaluation.files.archive import Archive
-from evaluation.files.atomic import read_json, write_json
+from evaluation.files.atomic import read_json
 from evaluation.files.events import MetricsLog, read_metrics
-from evaluation.files.manifest import MANIFEST, Manifest, check, sealed
+from evaluation.files.lines import sealed
+from evaluation.files.manifest import MANIFEST, Manifest
 from evaluation.files.run_folder import RunFolder
 from evaluation.records import Cost, ModelRecord, checked_name
 from evaluation.training.weights import read_weights
@@ -278,13 +279,14 @@ def test_no_bit_of_an_archive_can_flip_unseen(copy):
     """A line without its newline counts as cut off: its network is evaluated again."""
     path = copy / "archive.jsonl"
     path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
-    (whole,), content = Archive(path), path.read_bytes()
+    folder = RunFolder(copy)
+    (whole,), content = folder.open_archive("archive"), path.read_bytes()
     for position in range(len(content) * 8):
         changed = bytearray(content)
         changed[position // 8] ^= 1 << position % 8
         path.write_bytes(changed)
         try:
-            assert list(Archive(path)) in ([], [whole]), position
+            assert list(folder.open_archive("archive")) in ([], [whole]), position
             assert changed[-1:] != b"\n"
         except InputError as error:
             assert "line 1 is damaged" in str(error)
@@ -296,10 +298,10 @@ def test_lines_of_another_archive_and_lines_that_come_twice_are_refused(copy):
     own = (copy / "archive.jsonl").read_bytes()
     (copy / "random.jsonl").write_bytes(own)
     with pytest.raises(InputError, match=r"random\.jsonl: line 1 is damaged .*of another file"):
-        Archive(copy / "random.jsonl")
+        RunFolder(copy).open_archive("random")
     (copy / "archive.jsonl").write_bytes(own + own.splitlines(keepends=True)[0])
     with pytest.raises(InputError, match=r"line 5 is damaged \(network \w+ stands there twice"):
-        Archive(copy / "archive.jsonl")
+        RunFolder(copy).open_archive("archive")
 
 
 @every_damage
@@ -309,7 +311,7 @@ def test_a_damaged_log_changes_no_result_and_its_lost_lines_are_counted(
     damage(copy / "metrics.jsonl", another / "metrics.jsonl")
     lost = RunFolder(copy).lost_events()
     whole = read_metrics(finished / "metrics.jsonl")
-    assert all(event in whole for event in read_metrics(copy / "metrics.jsonl"))
+    assert all(event in whole for event in RunFolder(copy).events())
     assert (lost == 0) == (damage is empty)
     use(copy)
     assert results(copy) == results(finished)
@@ -328,41 +330,43 @@ def test_a_damaged_manifest_lets_nothing_pass_unchecked(copy, another, damage):
 
 def test_no_bit_of_a_manifest_can_flip_unseen(tmp_path):
     folder = RunFolder(tmp_path)
-    write_json(tmp_path / "before.json", 1)  # no run yet: nothing is listed
+    folder.write_json("before.json", 1)  # no run yet: nothing is listed
     (tmp_path / MANIFEST).write_bytes(sealed({"run": "r"}, MANIFEST))
-    write_json(tmp_path / "x.json", [1])
+    folder.write_json("x.json", [1])
     content = folder.manifest.read_bytes()
     for position in range(len(content) * 8):
         changed = bytearray(content)
         changed[position // 8] ^= 1 << position % 8
         folder.manifest.write_bytes(changed)
         try:
-            check(tmp_path / "x.json")
+            folder.check("x.json")
         except InputError:
             continue
-        manifest = Manifest.above(folder.manifest)
+        manifest = Manifest.of(tmp_path)
         assert manifest is not None and manifest.run == "r" and position < content.find(b"\n") * 8
     folder.manifest.write_bytes(content)
     with pytest.raises(InputError, match=r"before\.json: is not in run\.manifest"):
-        check(tmp_path / "before.json")
+        folder.check("before.json")
 
 
 def test_a_line_that_a_kill_cut_off_spoils_no_later_one(tmp_path):
+    folder = RunFolder(tmp_path)
     (tmp_path / MANIFEST).write_bytes(sealed({"run": "r"}, MANIFEST))
-    write_json(tmp_path / "x.json", [1])
+    folder.write_json("x.json", [1])
     with (tmp_path / MANIFEST).open("ab") as file:
         file.write(b'\n{"run":"r","fi')
-    write_json(tmp_path / "y.json", [2])
-    assert read_json(tmp_path / "x.json") == [1] and read_json(tmp_path / "y.json") == [2]
+    folder.write_json("y.json", [2])
+    assert folder.load("x.json", list) == [1] and folder.load("y.json", list) == [2]
 
 
 def test_a_file_that_was_listed_but_not_yet_renamed_leaves_the_old_one_good(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
     (tmp_path / MANIFEST).write_bytes(sealed({"run": "r"}, MANIFEST))
-    write_json(tmp_path / "x.json", [1])
+    folder.write_json("x.json", [1])
     monkeypatch.setattr(Path, "replace", lambda *paths: pytest.fail("killed"))
     with pytest.raises(pytest.fail.Exception):
-        write_json(tmp_path / "x.json", [2])
-    assert read_json(tmp_path / "x.json") == [1]
+        folder.write_json("x.json", [2])
+    assert folder.load("x.json", list) == [1]
 
 
 def test_a_run_whose_manifest_has_gone_is_refused_and_stays_as_it_is(copy):
@@ -378,24 +382,26 @@ def test_a_run_whose_manifest_has_gone_is_refused_and_stays_as_it_is(copy):
 
 def test_a_file_that_a_person_puts_into_the_folder_is_theirs(copy):
     (copy / "pi.json").write_text("[1]")
-    assert read_json(copy / "pi.json", listed=False) == [1]
+    assert read_json(copy / "pi.json") == [1]
     with pytest.raises(InputError, match=r"pi\.json: is not in run\.manifest\.jsonl"):
-        read_json(copy / "pi.json")
+        RunFolder(copy).load("pi.json", list)
 
 
 def test_an_exported_file_is_listed_and_an_altered_one_refused(tmp_path):
     (tmp_path / MANIFEST).write_bytes(sealed({"run": "r"}, MANIFEST))
-    path = tmp_path / "exports" / "a.onnx"
+    path, folder = tmp_path / "exports" / "a.onnx", RunFolder(tmp_path)
     with draft(path, overwrite=False) as made:
         made.write_bytes(b"a network")
         publish(made, path, torch.zeros(1, 2), (0.0, 1))
-    check(path)
+    folder.enlist_if_within(tmp_path.parent / "elsewhere.onnx")
+    folder.enlist_if_within(path)
+    folder.check("exports/a.onnx")
     path.write_bytes(b"another")
     with pytest.raises(InputError, match=r"a\.onnx: is damaged or another"):
-        check(path)
+        folder.check("exports/a.onnx")
     path.unlink()
     with pytest.raises(InputError, match=r"a\.onnx: is gone"):
-        check(path)
+        folder.check("exports/a.onnx")
 
 
 def test_outside_of_run_folders_lines_have_no_checks(tmp_path):

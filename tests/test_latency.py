@@ -17,6 +17,7 @@ from blocksearch.space import Cell, Edge, SearchSpace
 from blocksearch.supernet.stack import PlacedCell, Stack
 from evaluation.cost.latency import clock_of, measure_ms
 from evaluation.errors import InputError
+from evaluation.files.run_folder import RunFolder
 from netsearch.space.genome import GenomeSpace, NetworkSpec, Stage
 from netsearch.space.latency_table import LatencyTable, parts
 from netsearch.space.network import builder
@@ -192,8 +193,8 @@ def test_the_extremes_are_those_of_the_whole_space(cells, table):
 
 def test_a_table_comes_back_from_its_file(table, tmp_path):
     path = tmp_path / "latency.json"
-    table.save(path)
-    assert LatencyTable.load(path) == table
+    table.save(RunFolder(tmp_path))
+    assert LatencyTable.load(RunFolder(tmp_path)) == table
     assert LatencyTable.from_json(json.loads(json.dumps(table.to_json()))) == table
     facts = json.loads(path.read_text())["facts"]
     assert (facts["threads"], facts["batch"], facts["torch"]) == (1, 1, torch.__version__)
@@ -217,8 +218,8 @@ def test_a_table_comes_back_from_its_file(table, tmp_path):
 def test_a_damaged_table_is_refused_by_name(table, tmp_path, change):
     path = tmp_path / "latency.json"
     path.write_text(json.dumps({**table.to_json(), **change}))
-    with pytest.raises(InputError, match=r"latency\.json: not a latency table"):
-        LatencyTable.load(path)
+    with pytest.raises(InputError, match=r"latency\.json: damaged: not a latency table"):
+        LatencyTable.load(RunFolder(tmp_path))
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
@@ -227,7 +228,7 @@ def test_what_is_no_table_is_refused_by_name(tmp_path, content):
     if content is not None:
         path.write_text(content)
     with pytest.raises(InputError, match=r"latency\.json"):
-        LatencyTable.load(path)
+        LatencyTable.load(RunFolder(tmp_path))
 
 
 def test_a_network_of_other_cells_widths_or_images_is_refused_and_the_part_named(cells, table):

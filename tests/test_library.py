@@ -8,6 +8,7 @@ import pytest
 from blocksearch.library import REFERENCE_CHANNELS, BlockLibrary, FoundCell, reference_cost
 from blocksearch.space import NORMAL, REDUCTION, Cell, Edge
 from evaluation.errors import InputError
+from evaluation.files.run_folder import RunFolder
 
 
 def cell(op: str, *, mirrored: bool = False) -> Cell:
@@ -72,14 +73,13 @@ def test_the_reference_cost_is_the_hand_count():
 
 
 def test_a_saved_library_loads_as_it_was(library, tmp_path: Path):
-    path = tmp_path / "blocks.json"
-    library.save(path)
-    assert BlockLibrary.load(path).blocks == library.blocks
+    library.save(RunFolder(tmp_path))
+    assert BlockLibrary.load(RunFolder(tmp_path)).blocks == library.blocks
 
 
 def test_a_missing_library_is_named(tmp_path: Path):
     with pytest.raises(InputError, match=r"blocks\.json"):
-        BlockLibrary.load(tmp_path / "blocks.json")
+        BlockLibrary.load(RunFolder(tmp_path))
 
 
 @pytest.mark.parametrize("text", ["", "[{]", "{}x", "7", "null", "[1]", "[null]", '[{"name": 1}]'])
@@ -87,7 +87,7 @@ def test_a_damaged_library_is_refused_naming_the_file(text, tmp_path: Path):
     path = tmp_path / "blocks.json"
     path.write_text(text)
     with pytest.raises(InputError, match=r"blocks\.json"):
-        BlockLibrary.load(path)
+        BlockLibrary.load(RunFolder(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -104,9 +104,9 @@ def test_a_damaged_library_is_refused_naming_the_file(text, tmp_path: Path):
 )
 def test_a_changed_block_is_refused(change, message, library, tmp_path: Path):
     path = tmp_path / "blocks.json"
-    library.save(path)
+    library.save(RunFolder(tmp_path))
     data = json.loads(path.read_text())
     data[1] |= change
     path.write_text(json.dumps(data))
     with pytest.raises(InputError, match=f"blocks.json.*{message}"):
-        BlockLibrary.load(path)
+        BlockLibrary.load(RunFolder(tmp_path))

@@ -13,7 +13,6 @@ from configs import FOLDER
 from configs.experiment import Config
 from evaluation.data.dataset import worker_dataset
 from evaluation.errors import InputError
-from evaluation.files.atomic import write_listed
 from evaluation.files.run_folder import RunFolder
 from run_pipeline import Pipeline, app
 
@@ -161,7 +160,7 @@ def test_a_run_of_a_version_without_a_key_goes_on(home):
     whole = Config.load(folder / "config.yaml")
     assert whole.complete(config)["data"]["fit"] == "crop"
     assert whole.complete({"data": 1}) == {"data": 1}
-    write_listed(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+    RunFolder(folder).write("config.yaml", yaml.safe_dump(config, sort_keys=False))
     result = run(folder, home / "images" / "set.npz")
     assert result.exit_code == 0, result.output
 

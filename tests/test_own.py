@@ -103,7 +103,7 @@ def whole_run(folder):
 
 def test_a_whole_run_of_own_parts_is_opened_again_with_them(tmp_path):
     run = whole_run(tmp_path / "run")
-    library = BlockLibrary.load(run.folder.blocks, tuple(OPS.items()))
+    library = BlockLibrary.load(run.folder, tuple(OPS.items()))
     assert any(cell.own for cell in library.cells.values())
     networks = {r.id: r for r in Archive(run.folder.path / "archive.jsonl")}
     assert all(r.valid_accuracy == 1 - 1 / r.cost.params for r in networks.values())

@@ -118,7 +118,7 @@ def test_the_kept_weights_give_the_recorded_test_accuracy_of_the_first_seed(fini
     from netsearch.space.network import Network
 
     run = Pipeline.open(finished)
-    library = BlockLibrary.load(run.folder.blocks)
+    library = BlockLibrary.load(run.folder)
     record = run.members.retrained()[0]
     spec = genome_space(run.config.netsearch, library, run.images).decode(record.genome)
     model = Network(spec, library.cells, run.images.shape, run.images.classes)

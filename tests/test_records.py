@@ -7,8 +7,9 @@ import pytest
 
 from evaluation.errors import InputError
 from evaluation.files.archive import Archive
-from evaluation.files.atomic import read_json, write_atomic, write_json
+from evaluation.files.atomic import read_json, write_atomic
 from evaluation.files.events import MetricsLog, read_metrics
+from evaluation.files.run_folder import RunFolder
 from evaluation.records import Cost, ModelRecord
 
 
@@ -216,9 +217,10 @@ def test_a_whole_write_replaces_the_old_content_and_leaves_nothing_beside_it(tmp
 
 def test_json_files_come_back_and_equal_data_gives_equal_bytes(tmp_path):
     data = {"b": [1, 2.5, None], "a": "é"}
-    write_json(tmp_path / "x.json", data)
-    write_json(tmp_path / "y.json", dict(data))
-    assert read_json(tmp_path / "x.json") == data
+    folder = RunFolder(tmp_path)
+    folder.write_json("x.json", data)
+    folder.write_json("y.json", dict(data))
+    assert read_json(tmp_path / "x.json") == data == folder.load("x.json", dict)
     assert (tmp_path / "x.json").read_bytes() == (tmp_path / "y.json").read_bytes()
 
 
@@ -229,6 +231,8 @@ def test_an_unreadable_json_file_is_refused_by_name(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(InputError, match=r"blocks\.json"):
         read_json(path)
+    with pytest.raises(InputError, match=r"blocks\.json"):
+        RunFolder(tmp_path).load("blocks.json", dict)
 
 
 def test_the_event_log_gives_back_events_of_all_tasks_but_not_half_a_line(tmp_path):

@@ -16,6 +16,7 @@ from evaluation.data.config import DataConfig
 from evaluation.data.dataset import Dataset, Split
 from evaluation.errors import InputError
 from evaluation.files.events import MetricsLog, read_metrics
+from evaluation.files.run_folder import RunFolder
 from evaluation.records import Cost, ModelRecord
 from evaluation.training.checkpoint import Checkpoint
 from evaluation.training.context import RunContext
@@ -91,7 +92,7 @@ def names(folder):
 
 def test_the_kept_weights_reproduce_the_test_accuracy(tmp_path, context):
     folder = tmp_path / "x"
-    result = retrain(net, 0, folder, context, RECIPE, description="a net")
+    result = retrain(net, 0, RunFolder(tmp_path), "x", context, RECIPE, description="a net")
     assert names(folder) == ["seed-0.json", "weights.safetensors"]
     found = json.loads((folder / "seed-0.json").read_text())
     wrong = found.pop("wrong")
@@ -116,12 +117,12 @@ def test_the_kept_weights_reproduce_the_test_accuracy(tmp_path, context):
 
 
 def test_without_keeping_weights_only_the_result_stays(tmp_path, context):
-    retrain(net, 2, tmp_path / "x", context, RECIPE, description=None)
+    retrain(net, 2, RunFolder(tmp_path), "x", context, RECIPE, description=None)
     assert names(tmp_path / "x") == ["seed-2.json"]
 
 
 def test_every_epoch_and_the_result_are_logged(tmp_path, context):
-    result = retrain(net, 4, tmp_path / "x", context, RECIPE, description=None)
+    result = retrain(net, 4, RunFolder(tmp_path), "x", context, RECIPE, description=None)
     events = read_metrics(context.metrics)
     assert {(e["stage"], e["task"]) for e in events} == {("retrain", "x/4")}
     assert [e["epoch"] for e in events[:-1]] == [1, 2, 3]
@@ -129,15 +130,17 @@ def test_every_epoch_and_the_result_are_logged(tmp_path, context):
 
 
 def test_a_retraining_that_finds_its_result_returns_it_without_building(tmp_path, context):
-    first = retrain(net, 0, tmp_path / "x", context, RECIPE, description="a net")
+    first = retrain(net, 0, RunFolder(tmp_path), "x", context, RECIPE, description="a net")
     before = (tmp_path / "x" / "weights.safetensors").read_bytes()
-    assert retrain(never, 0, tmp_path / "x", context, RECIPE, description="a net") == first
+    assert (
+        retrain(never, 0, RunFolder(tmp_path), "x", context, RECIPE, description="a net") == first
+    )
     assert (tmp_path / "x" / "weights.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize("killed_after", [1, 2])
 def test_a_killed_retraining_ends_as_the_unbroken_one(tmp_path, context, monkeypatch, killed_after):
-    unbroken = retrain(net, 0, tmp_path / "a", context, RECIPE, description="a net")
+    unbroken = retrain(net, 0, RunFolder(tmp_path), "a", context, RECIPE, description="a net")
     write = MetricsLog.write
 
     def kill(self, **values):
@@ -148,10 +151,12 @@ def test_a_killed_retraining_ends_as_the_unbroken_one(tmp_path, context, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(MetricsLog, "write", kill)
         with pytest.raises(Killed):
-            retrain(net, 0, tmp_path / "b", context, RECIPE, description="a net")
+            retrain(net, 0, RunFolder(tmp_path), "b", context, RECIPE, description="a net")
     assert names(tmp_path / "b") == ["seed-0.ckpt", "seed-0.ckpt.old"][:killed_after]
     context.metrics.unlink()
-    assert retrain(net, 0, tmp_path / "b", context, RECIPE, description="a net") == unbroken
+    assert (
+        retrain(net, 0, RunFolder(tmp_path), "b", context, RECIPE, description="a net") == unbroken
+    )
     assert [e["epoch"] for e in read_metrics(context.metrics)[:-1]] == [2, 3][killed_after - 1 :]
     assert names(tmp_path / "b") == ["seed-0.json", "weights.safetensors"]
     weights = [(tmp_path / run / "weights.safetensors").read_bytes() for run in "ab"]
@@ -175,16 +180,18 @@ def killed_at_step(monkeypatch, step, retraining):
 
 
 def test_a_retraining_killed_in_mid_epoch_ends_as_the_unbroken_one(tmp_path, context, monkeypatch):
-    unbroken = retrain(net, 0, tmp_path / "a", context, RECIPE, description="a net")
+    unbroken = retrain(net, 0, RunFolder(tmp_path), "a", context, RECIPE, description="a net")
     losses = [e["loss"] for e in read_metrics(context.metrics) if "loss" in e]
     killed_at_step(
-        monkeypatch, 3, lambda: retrain(net, 0, tmp_path / "b", context, RECIPE, "a net")
+        monkeypatch, 3, lambda: retrain(net, 0, RunFolder(tmp_path), "b", context, RECIPE, "a net")
     )
     assert names(tmp_path / "b") == ["seed-0.ckpt", "seed-0.ckpt.old"]
     context.metrics.unlink()
     newest = tmp_path / "b" / "seed-0.ckpt"
     newest.write_bytes(newest.read_bytes()[:-1])
-    assert retrain(net, 0, tmp_path / "b", context, RECIPE, description="a net") == unbroken
+    assert (
+        retrain(net, 0, RunFolder(tmp_path), "b", context, RECIPE, description="a net") == unbroken
+    )
     warning, *rest = read_metrics(context.metrics)
     assert "seed-0.ckpt: damaged" in warning["warning"]
     assert [e["loss"] for e in rest if "loss" in e] == losses
@@ -194,26 +201,28 @@ def test_a_retraining_killed_in_mid_epoch_ends_as_the_unbroken_one(tmp_path, con
 
 
 def test_a_checkpoint_of_another_retraining_is_refused(tmp_path, context, monkeypatch):
-    killed_at_step(monkeypatch, 2, lambda: retrain(net, 0, tmp_path / "a", context, RECIPE, None))
+    killed_at_step(
+        monkeypatch, 2, lambda: retrain(net, 0, RunFolder(tmp_path), "a", context, RECIPE, None)
+    )
     (tmp_path / "b").mkdir()
     content = (tmp_path / "a" / "seed-0.ckpt").read_bytes()
     for place, seed in (("a", 1), ("b", 0)):
         path = tmp_path / place / f"seed-{seed}.ckpt"
         path.write_bytes(content)
         with pytest.raises(InputError, match=rf"seed-{seed}\.ckpt: .*of another training"):
-            retrain(net, seed, tmp_path / place, context, RECIPE, None)
+            retrain(net, seed, RunFolder(tmp_path), place, context, RECIPE, None)
 
 
 def test_both_checkpoints_that_a_kill_left_beside_the_result_are_removed(tmp_path, context):
-    first = retrain(net, 0, tmp_path / "x", context, RECIPE, None)
+    first = retrain(net, 0, RunFolder(tmp_path), "x", context, RECIPE, None)
     for name in ("seed-0.ckpt", "seed-0.ckpt.old"):
         (tmp_path / "x" / name).write_text("left")
-    assert retrain(never, 0, tmp_path / "x", context, RECIPE, None) == first
+    assert retrain(never, 0, RunFolder(tmp_path), "x", context, RECIPE, None) == first
     assert names(tmp_path / "x") == ["seed-0.json"]
 
 
 def test_a_diverging_retraining_returns_its_reason_and_leaves_no_result(tmp_path, context):
-    reason = retrain(diverging, 0, tmp_path / "x", context, RECIPE, description="a net")
+    reason = retrain(diverging, 0, RunFolder(tmp_path), "x", context, RECIPE, description="a net")
     assert isinstance(reason, str) and reason.startswith("TrainingError: the loss is nan")
     assert not (tmp_path / "x" / "seed-0.json").exists()
     assert not (tmp_path / "x" / "weights.safetensors").exists()
@@ -226,7 +235,7 @@ def trial(id, build, folder="retrained"):
 def test_all_are_retrained_with_all_seeds_and_the_first_seed_keeps_its_weights(tmp_path, context):
     config = RetrainConfig(members=2, baselines=0, seeds=(3, 1), train=RECIPE)
     trials = [trial("a", net), trial("b", net, folder="baselines")]
-    records = retrain_all(trials, config, tmp_path, context, workers=Workers(1))
+    records = retrain_all(trials, config, RunFolder(tmp_path), context, workers=Workers(1))
     assert [r.id for r in records] == ["a", "b"]
     for record, one in zip(records, trials, strict=True):
         folder = tmp_path / one.folder / record.id
@@ -251,7 +260,7 @@ def test_all_are_retrained_with_all_seeds_and_the_first_seed_keeps_its_weights(t
 def test_weights_that_nobody_wants_are_not_kept(tmp_path, context):
     config = RetrainConfig(members=1, baselines=0, seeds=(0,), train=RECIPE)
     one = replace(trial("a", net), keep_weights=False)
-    (record,) = retrain_all([one], config, tmp_path, context, workers=Workers(1))
+    (record,) = retrain_all([one], config, RunFolder(tmp_path), context, workers=Workers(1))
     assert names(tmp_path / "retrained" / "a") == ["record.json", "seed-0.json"]
     assert len(record.test_accuracy) == 1
 
@@ -259,7 +268,7 @@ def test_weights_that_nobody_wants_are_not_kept(tmp_path, context):
 def test_one_failed_retraining_leaves_the_others_alone(tmp_path, context):
     config = RetrainConfig(members=2, baselines=0, seeds=(0,), train=RECIPE)
     trials = [trial("bad", diverging), trial("good", net)]
-    bad, good = retrain_all(trials, config, tmp_path, context, workers=Workers(1))
+    bad, good = retrain_all(trials, config, RunFolder(tmp_path), context, workers=Workers(1))
     assert bad.test_accuracy == () and bad.failure.startswith("retraining: TrainingError")
     assert replace(bad, failure=None) == trials[0].record
     assert good.failure is None and len(good.test_accuracy) == 1

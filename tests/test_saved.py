@@ -13,7 +13,7 @@ from evaluation.data.preprocessing import Preprocessing
 from evaluation.errors import InputError
 from evaluation.records import Cost, ModelRecord
 from evaluation.training.loop import seeded_model
-from evaluation.training.weights import KEY, read_weights, save_weights
+from evaluation.training.weights import KEY, read_weights, weights_of
 from netsearch.members.saved import Description, load_network, trial
 from netsearch.space.genome import NetworkSpec, Stage
 
@@ -33,7 +33,7 @@ def saved(tmp_path):
     model = seeded_model(one.builder(), 3, "cpu")
     model(torch.randn(8, 3, 16, 16))  # so that the running statistics are not those of the start
     path = tmp_path / "weights.safetensors"
-    save_weights(path, model, one.to_text())
+    path.write_bytes(weights_of(model, one.to_text()))
     return path, model.eval()
 
 
@@ -64,7 +64,8 @@ def test_a_rebuilt_network_learns_on(saved):
 
 def test_equal_networks_give_equal_bytes(tmp_path):
     for name in ("a", "b"):
-        save_weights(tmp_path / name, seeded_model(description().builder(), 0, "cpu"), "one line")
+        model = seeded_model(description().builder(), 0, "cpu")
+        (tmp_path / name).write_bytes(weights_of(model, "one line"))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert read_weights(tmp_path / "a")[1] == "one line"
 

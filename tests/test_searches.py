@@ -29,6 +29,7 @@ from blocksearch.space import NORMAL, REDUCTION
 from evaluation.data.config import DataConfig
 from evaluation.errors import InputError
 from evaluation.files.archive import Archive
+from evaluation.files.run_folder import RunFolder
 from evaluation.pareto.front import Budgets, pareto_set
 from evaluation.training.context import RunContext
 from evaluation.workers.workers import Workers
@@ -343,7 +344,7 @@ def stage(folder, **changes):
         BlockLibrary.from_found(found, SHAPE[1:]),
         InputForm(SHAPE, CLASSES),
         training,
-        folder,
+        RunFolder(folder),
         Workers(1),
     )
 

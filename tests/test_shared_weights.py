@@ -15,6 +15,7 @@ from evaluation.data.batches import batches
 from evaluation.data.config import AugmentConfig, DataConfig
 from evaluation.data.dataset import Split, load_dataset
 from evaluation.errors import InputError
+from evaluation.files.run_folder import RunFolder
 from evaluation.records import Cost, ModelRecord
 from evaluation.training.checkpoint import Checkpoint
 from evaluation.training.context import RunContext
@@ -111,7 +112,7 @@ def specs_of(space, count):
 def test_the_largest_network_takes_the_stored_parameters_whole(tmp_path):
     spec = NetworkSpec((Stage("n0", 2, 8), Stage("n1", 2, 8)), ("r1",))
     shared = store()
-    shared.save(tmp_path / "weights.safetensors")
+    (tmp_path / "weights.safetensors").write_bytes(shared.to_bytes())
     stored = load_file(tmp_path / "weights.safetensors")
     places = ["stages.0.0.n0", "stages.0.1.n0", "reductions.0.r1"]
     places += ["stages.1.0.n1", "stages.1.1.n1"]
@@ -401,7 +402,7 @@ def test_equal_seeds_give_equal_stores_and_others_do_not(digits):
 
 def test_a_saved_store_is_loaded_with_all_that_belongs_to_it(tmp_path):
     shared = store(seed=4)
-    shared.save(tmp_path / "weights.safetensors")
+    (tmp_path / "weights.safetensors").write_bytes(shared.to_bytes())
     loaded = SharedWeights.load(tmp_path / "weights.safetensors")
     assert torch.equal(loaded.weights, shared.weights)
     assert (loaded.space, loaded.cells) == (shared.space, shared.cells)
@@ -411,7 +412,7 @@ def test_a_saved_store_is_loaded_with_all_that_belongs_to_it(tmp_path):
 @pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2]])
 def test_a_damaged_store_is_refused_by_name(tmp_path, damage):
     path = tmp_path / "weights.safetensors"
-    store().save(path)
+    path.write_bytes(store().to_bytes())
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(InputError, match="weights.safetensors: expected a file of shared weights"):
         SharedWeights.load(path)
@@ -444,17 +445,17 @@ def test_what_cannot_be_shared_is_refused():
 
 def test_a_worker_scores_what_the_store_on_disk_scores(digits, tmp_path):
     shared = store()
-    path = tmp_path / "weights.safetensors"
-    shared.save(path)
+    path = tmp_path / "shared_weights.safetensors"
+    path.write_bytes(shared.to_bytes())
     genome = (0, 1, 1, 0, 0, 1, 0)
     spec = SPACE.decode(genome)
     record = ModelRecord(spec.id(CELLS), genome, spec.blocks, Cost(1, 1), seed=0)
     context = RunContext(DATA, 0, "cpu", tmp_path / "metrics.jsonl")
-    scored = estimate_shared(record, spec, context, path, 200)
+    scored = estimate_shared(record, spec, context, RunFolder(path.parent), 200)
     assert scored == replace(record, valid_accuracy=score(shared, spec, digits, 200))
     shared.weights.data.fill_(float("nan"))
-    shared.save(path)
-    failed = estimate_shared(record, spec, context, path, 200)
+    path.write_bytes(shared.to_bytes())
+    failed = estimate_shared(record, spec, context, RunFolder(path.parent), 200)
     assert failed.valid_accuracy is None
     assert failed.failure == "TrainingError: a logit is not finite"
 

@@ -14,6 +14,7 @@ from evaluation.data.config import DataConfig
 from evaluation.data.dataset import worker_dataset
 from evaluation.errors import InputError
 from evaluation.files.archive import Archive
+from evaluation.files.run_folder import RunFolder
 from evaluation.training.checkpoint import Checkpoint
 from evaluation.training.context import RunContext
 from evaluation.training.loop import TrainConfig
@@ -61,13 +62,13 @@ def stage(folder, **changes):
     }
     training = RunContext(DATA, 0, "cpu", folder / "metrics.jsonl")
     config, images = NetSearchConfig(**fields), InputForm(SHAPE, CLASSES)
-    return NetworkStage(config, library, images, training, folder, Workers(1))
+    return NetworkStage(config, library, images, training, RunFolder(folder), Workers(1))
 
 
 def test_a_latency_is_measured_once_and_is_a_cost_and_a_budget(tmp_path):
     costs = ("latency_ms", "params")
     free = stage(tmp_path, costs=costs, evaluations=6).run()
-    table = LatencyTable.load(tmp_path / "latency.json")
+    table = LatencyTable.load(RunFolder(tmp_path))
     one = stage(tmp_path, costs=costs)
     for record in Archive(tmp_path / "archive.jsonl"):
         assert record.cost.latency_ms == table.of(one.problem.stack(record.genome))

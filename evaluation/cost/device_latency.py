@@ -62,7 +62,7 @@ class DeviceLatencies:
         Raises:
             InputError: If it is missing, damaged or of another format; the message names it.
         """
-        data = read_json(path, listed=False)  # from another device
+        data = read_json(path)
         found = data.get("format") if isinstance(data, dict) else None
         if found != FORMAT:
             raise InputError(f"{path}: expected a JSON of format {FORMAT!r}, got {found!r}")

@@ -6,17 +6,17 @@ from pathlib import Path
 
 from evaluation.errors import InputError, naming
 from evaluation.files.bounded import MAX_LOG_BYTES, read_bounded
-from evaluation.files.manifest import salt_of, sealed, unsealed
+from evaluation.files.lines import sealed, unsealed
 from evaluation.records import ModelRecord
 
 
 class Archive:
     """Every network evaluated so far, by id: a JSON-lines file that is only ever appended to.
 
-    In the folder of a run each line ends with a check of itself, see `evaluation.files.manifest`.
+    With a salt, each line ends with a check of itself, see `evaluation.files.lines`.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, salt: str | None = None):
         """Read what is there.
 
         A last line without its newline is what a kill in mid-write leaves; the next record
@@ -26,16 +26,18 @@ class Archive:
             InputError: If a line is damaged or another archive's; the message says which.
         """
         self.path = path
-        self._salt = salt_of(path)
+        self._salt = salt
         self._records: dict[str, ModelRecord] = {}
         self._size = 0  # bytes of whole lines
         if not path.exists():
             return
         text = read_bounded(path, MAX_LOG_BYTES)
         complete = text[: text.rfind(b"\n") + 1]
-        for number, line in enumerate(complete.splitlines(), start=1):
+        for number, data in unsealed(complete, salt):
             try:
-                record = ModelRecord.from_json(unsealed(line, self._salt))
+                if isinstance(data, ValueError):
+                    raise data
+                record = ModelRecord.from_json(data)
                 if record.id in self._records:
                     raise ValueError(f"network {record.id} stands there twice")
             except ValueError as error:

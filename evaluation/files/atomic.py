@@ -1,6 +1,5 @@
-"""Whole files: written at once or not at all, listed in the manifest, checked when read."""
+"""Whole files: written at once or not at all; JSON."""
 
-import hashlib
 import json
 import os
 from contextlib import suppress
@@ -9,7 +8,6 @@ from typing import Any
 
 from evaluation.errors import InputError, naming
 from evaluation.files.bounded import MAX_JSON_BYTES, parse_json, read_bounded
-from evaluation.files.manifest import check, enlist
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -33,37 +31,18 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             raise
 
 
-def write_listed(path: Path, data: bytes | str) -> None:
-    """Write a whole file atomically; in the folder of a run, list it in the manifest before."""
-    data = data.encode() if isinstance(data, str) else data
-    enlist(path, hashlib.sha256(data).hexdigest())
-    write_atomic(path, data)
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write indented JSON as `write_listed` does; equal data gives equal bytes."""
-    write_listed(path, json_text(data))
-
-
 def json_text(data: Any) -> str:
-    """Return what `write_json` writes."""
+    """Return indented JSON; equal data gives equal bytes."""
     return json.dumps(data, indent=1) + "\n"
 
 
-def read_json(path: Path, *, listed: bool = True) -> Any:
+def read_json(path: Path) -> Any:
     """Read a JSON file.
 
-    Args:
-        path: The file.
-        listed: Whether one in the folder of a run must be as the run wrote it; for the files that
-            a person puts there it need not.
-
     Raises:
-        InputError: If it is missing, unreadable, not JSON, or not what the run wrote.
+        InputError: If it is missing, unreadable or not JSON.
     """
     try:
-        if listed:
-            check(path)
         return parse_json(read_bounded(path, MAX_JSON_BYTES))
     except InputError:
         raise

@@ -1,88 +1,121 @@
 """The folder of a run: who may work in it, which config and data it belongs to, what lies in it."""
 
 import hashlib
-import json
 import os
-import platform
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import yaml
 from filelock import FileLock, Timeout
 
 from evaluation.errors import InputError
 from evaluation.files.archive import Archive
-from evaluation.files.atomic import json_text, read_json, write_atomic, write_json, write_listed
-from evaluation.files.bounded import MAX_CONFIG_BYTES, parse_yaml, read_bounded
-from evaluation.files.events import damaged_lines, read_metrics
-from evaluation.files.manifest import (
-    MANIFEST,
-    Manifest,
-    check,
-    digest_of,
-    enlist,
-    first_line,
+from evaluation.files.atomic import json_text, write_atomic
+from evaluation.files.bounded import (
+    MAX_CONFIG_BYTES,
+    MAX_JSON_BYTES,
+    parse_json,
+    parse_yaml,
+    read_bounded,
 )
+from evaluation.files.events import MetricsLog, damaged_lines, read_metrics
+from evaluation.files.facts import IMAGES, WORKERS, Facts, differences, run_id
+from evaluation.files.manifest import MANIFEST, Manifest, digest_of, first_line
 from evaluation.files.names import RETRAINED, SHARED_WEIGHTS
+from evaluation.files.owner import described, this_process
 from evaluation.records import ModelRecord
 
+T = TypeVar("T")
+LONGEST_REASON = 300  # characters
+REMEDY = "delete it to have it made again"
 LOCK, OWNER = ".lock", ".owner.json"  # the system frees the lock of a process that dies
 FIRST_FILES = {  # that depend on a table of the config; on all others everything does
     "netsearch": (SHARED_WEIGHTS, "archive.jsonl"),
     "retrain": (RETRAINED, "compare.json"),
 }
-WORKERS = "workers"  # the table that changes how, not what, a run computes
-IMAGES = "data.root"  # where the images are; what they are, their fingerprint says
-PACKAGES = ("torch", "torchvision", "pymoo", "numpy", "scipy", "joblib", "scikit-learn")
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a run began with.
-
-    Attributes:
-        name: What its report calls it.
-        data: The images in a sentence.
-        fingerprint: Of the images and their splits.
-        device: Where it computes, in words.
-        versions: Of Python and the libraries that decide a result.
-    """
-
-    name: str
-    data: str
-    fingerprint: str
-    device: str
-    versions: dict[str, str]
-
-    @classmethod
-    def from_json(cls, data: Any) -> Self:
-        """Rebuild from its fields.
-
-        Raises:
-            ValueError: If one is missing, unknown or of another type.
-        """
-        try:
-            facts = cls(**data)
-            words = [facts.name, facts.data, facts.fingerprint, facts.device]
-            words += [*facts.versions.values()]
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"not the facts of a run: {error}") from error
-        if not all(isinstance(word, str) for word in words):
-            raise ValueError("the facts of a run are strings")
-        return facts
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths and files of one run. Opening one touches nothing on disk."""
+    """Paths and files of one run. Opening one touches nothing on disk.
+
+    A file has a name, its path in the folder. What is written here is listed in the manifest before
+    it gets that name, and what is read here must be as the run wrote it. A folder without a
+    manifest is no run's: there nothing is listed and nothing is checked.
+    """
 
     path: Path
+
+    def read(self, name: str, most: int = MAX_JSON_BYTES) -> bytes:
+        """Return the bytes of a file.
+
+        Raises:
+            InputError: If it is missing, unreadable, too large, or not what the run wrote.
+        """
+        self.check(name)
+        try:
+            return read_bounded(self.path / name, most)
+        except OSError as error:
+            raise InputError(f"{self.path / name}: cannot be read: {error.strerror}") from error
+
+    def load(self, name: str, parse: Callable[[Any], T]) -> T:
+        """Return what a JSON file holds.
+
+        Args:
+            name: Of the file.
+            parse: From plain data; raises a ValueError where it has another form.
+
+        Raises:
+            InputError: As `read`; or if it is damaged.
+        """
+        data = self.read(name)
+        try:
+            return parse(parse_json(data))
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+            reason = " ".join(str(error).split())[:LONGEST_REASON]
+            raise InputError(f"{self.path / name}: damaged: {reason}; {REMEDY}") from error
+
+    def write(self, name: str, data: bytes | str) -> None:
+        """Write a whole file, at once or not at all.
+
+        Raises:
+            OSError: If it cannot be written; what was there stays.
+        """
+        data = data.encode() if isinstance(data, str) else data
+        self.enlist(name, hashlib.sha256(data).hexdigest())
+        write_atomic(self.path / name, data)
+
+    def write_json(self, name: str, data: Any) -> None:
+        """Write indented JSON; equal data gives equal bytes."""
+        self.write(name, json_text(data))
+
+    def check(self, name: str) -> None:
+        """Accept a file that is as the run wrote it, and one that never was.
+
+        Raises:
+            InputError: If it is damaged, another run's, not listed, or gone.
+        """
+        if (manifest := Manifest.of(self.path)) is not None:
+            manifest.check(name)
+
+    def enlist(self, name: str, digest: str) -> None:
+        """List what a file is about to be: the SHA-256 of its bytes."""
+        if (manifest := Manifest.of(self.path)) is not None:
+            manifest.enlist(name, digest)
+
+    def enlist_if_within(self, path: Path) -> None:
+        """List a finished file if it lies in this folder."""
+        place, folder = Path(os.path.abspath(path)), Path(os.path.abspath(self.path))
+        if place.is_relative_to(folder):
+            self.enlist(place.relative_to(folder).as_posix(), digest_of(path))
+
+    def salt(self, name: str) -> str | None:
+        """Return what salts the checks of the lines of a file; None where lines have none."""
+        manifest = Manifest.of(self.path)
+        return None if manifest is None else manifest.salt(name)
 
     @property
     def config(self) -> Path:
@@ -130,16 +163,20 @@ class RunFolder:
         Raises:
             InputError: If it is not as it was when the search finished.
         """
-        path = self.path / f"{name}.jsonl"
-        check(path)
-        return Archive(path)
+        self.check(f"{name}.jsonl")
+        return self.open_archive(name)
+
+    def open_archive(self, name: str) -> Archive:
+        """Open the archive of a search that may still go on: its lines check themselves."""
+        file = f"{name}.jsonl"
+        return Archive(self.path / file, self.salt(file))
 
     def finish_search(self, outcome: dict[str, Any]) -> None:
         """Leave what stage two ended with; the archives, of which it is, stay as they are now."""
         for path in sorted(self.path.glob("*.jsonl")):
             if path not in (self.metrics, self.manifest):
-                enlist(path, digest_of(path))
-        write_json(self.pareto, outcome)
+                self.enlist(path.name, digest_of(path))
+        self.write_json(self.pareto.name, outcome)
 
     def records(self, folder: str) -> list[ModelRecord]:
         """Return the records of all networks retrained under `folder`, cheapest first.
@@ -147,12 +184,9 @@ class RunFolder:
         Raises:
             InputError: If one is damaged.
         """
-        records = []
-        for path in (self.path / folder).glob("*/record.json"):
-            try:
-                records.append(ModelRecord.from_json(read_json(path)))
-            except ValueError as error:
-                raise InputError(f"{path}: damaged record: {error}") from error
+        paths = (self.path / folder).glob("*/record.json")
+        names = [path.relative_to(self.path).as_posix() for path in paths]
+        records = [self.load(name, ModelRecord.from_json) for name in names]
         return sorted(records, key=lambda record: (record.cost.params, record.id))
 
     @contextmanager
@@ -169,7 +203,7 @@ class RunFolder:
                 for unfinished in self.path.rglob(".*.tmp"):  # a kill may have left it
                     unfinished.unlink(missing_ok=True)
                 with suppress(OSError):  # a full disk is for those to tell who need it
-                    write_atomic(owner, json_text(_this_process()))
+                    write_atomic(owner, json_text(this_process()))
                 try:
                     yield
                 finally:
@@ -177,7 +211,7 @@ class RunFolder:
                         owner.unlink(missing_ok=True)
         except Timeout as error:
             raise InputError(
-                f"{self.path}: another run is at work in this folder: {_described(owner)}"
+                f"{self.path}: another run is at work in this folder: {described(owner)}"
             ) from error
 
     def read_facts(self) -> Facts:
@@ -193,11 +227,8 @@ class RunFolder:
                 f"{self.manifest}: is missing, so nothing in this folder can be checked; put it "
                 "back, or run in another folder"
             )
-        check(self.config)
-        try:
-            return Facts.from_json(read_json(self.facts))
-        except ValueError as error:
-            raise InputError(f"{self.facts}: damaged: {error}") from error
+        self.check(self.config.name)
+        return self.load(self.facts.name, Facts.from_json)
 
     def read_config(self) -> Any:
         """Return the config of the run as plain data, values that an older version lacks left out.
@@ -243,7 +274,7 @@ class RunFolder:
             there = {entry.name for entry in self.path.iterdir() if entry.name[0] != "."}
             if there - {self.facts.name}:
                 raise InputError(f"{self.path}: expected an empty folder or that of a run")
-            write_atomic(self.manifest, first_line(_run_id(facts, config)))
+            write_atomic(self.manifest, first_line(run_id(facts, config)))
         elif not self.manifest.exists():
             self.read_facts()  # refuses it
         self._mend(texts, say)
@@ -252,7 +283,7 @@ class RunFolder:
         theirs = complete(self.read_config())
         if isinstance(theirs, dict):
             theirs[WORKERS] = config.get(WORKERS)  # not compared
-        differing = dict(_differences(theirs, config))
+        differing = dict(differences(theirs, config))
         moved = differing.pop(IMAGES, None)
         changed = [how for key, how in differing.items() if self._is_ahead(key)]
         if settled := [how for how in differing.values() if how not in changed]:
@@ -267,7 +298,7 @@ class RunFolder:
         if changed:
             say(f"the config changes for what has not begun: {'; '.join(changed)}")
         if moved or changed:
-            write_listed(self.config, texts[self.config])
+            self.write(self.config.name, texts[self.config])
 
     def _is_ahead(self, key: str) -> bool:
         """Tell whether a key may change: its table is of a stage that has not begun."""
@@ -276,18 +307,18 @@ class RunFolder:
 
     def _mend(self, texts: dict[Path, str], say: Callable[[str], None]) -> None:
         """Write the files that a new run begins with, and those that are damaged, if the same."""
-        manifest = Manifest.above(self.manifest)
+        manifest = Manifest.of(self.path)
         assert manifest is not None
         new = not self.config.exists() and manifest.hashes.keys() <= {self.facts.name}
         for path, text in texts.items():
-            known = manifest.of(path)
+            known = manifest.hashes.get(path.name, frozenset())
             if path.exists() and digest_of(path) in known:
                 continue
             same = hashlib.sha256(text.encode()).hexdigest() in known
             if same and not new:
                 say(f"warning: {path} was damaged and is written again: this call has the same")
             if same or new:
-                write_listed(path, text)
+                self.write(path.name, text)
 
     def _check_files(self) -> None:
         """Find damage before hours of work; unfinished archives check their own lines.
@@ -295,65 +326,27 @@ class RunFolder:
         Raises:
             InputError: If a file is not as the run wrote it.
         """
-        manifest = Manifest.above(self.manifest)
+        manifest = Manifest.of(self.path)
         assert manifest is not None
         for name in manifest.hashes:
             path = self.path / name
             if path.exists() and (path.suffix != ".jsonl" or self.pareto.exists()):
-                manifest.check(path)
+                manifest.check(name)
+
+    def log(self, stage: str, task: str) -> MetricsLog:
+        """Return what appends the events of a task to the event log."""
+        return MetricsLog(self.metrics, stage, task, self.salt(self.metrics.name))
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return what the event log holds, damaged lines left out."""
+        return read_metrics(self.metrics, self.salt(self.metrics.name))
 
     def lost_events(self) -> int:
         """Return how many lines of the event log cannot be read, so that figures miss them."""
-        return damaged_lines(self.metrics)
+        return damaged_lines(self.metrics, self.salt(self.metrics.name))
 
     def seconds(self, stage: str) -> tuple[float, float]:
         """Return a stage's wall-clock seconds, and the seconds that its workers computed."""
-        events = [event for event in read_metrics(self.metrics) if event.get("stage") == stage]
+        events = [event for event in self.events() if event.get("stage") == stage]
         wall_s = sum(event.get("wall_s", 0.0) for event in events)
         return wall_s, sum(event.get("seconds", 0.0) for event in events)
-
-
-def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every key in which two configs differ, and a line `key was ... and is ...`."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in sorted({*old, *new}, key=str):
-            inner = f"{key}.{name}" if key else str(name)
-            yield from _differences(old.get(name), new.get(name), inner)
-    elif old != new:
-        yield key, f"{key} was {old!r} and is {new!r}"
-
-
-def _run_id(facts: Facts, config: dict[str, Any]) -> str:
-    """Return a hash of config and images: the same for two runs that must come to the same."""
-    computed = {name: table for name, table in config.items() if name != WORKERS}
-    table, _, key = IMAGES.partition(".")
-    computed[table] = {**computed.get(table, {}), key: None}
-    text = json.dumps([computed, facts.fingerprint], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _this_process() -> dict[str, Any]:
-    began = datetime.now().astimezone().isoformat(timespec="seconds")
-    return {"pid": os.getpid(), "host": socket.gethostname(), "since": began}
-
-
-def _described(owner: Path) -> str:
-    """Say who holds a folder, as far as its file tells."""
-    try:
-        data = read_json(owner, listed=False)
-        pid, host, since = int(data["pid"]), str(data["host"]), str(data["since"])
-    except (InputError, KeyError, TypeError, ValueError):
-        return "it has not said which process it is"
-    words = f"process {pid} on {host:.100}, since {since:.40}"
-    return "".join(letter if letter.isprintable() else "?" for letter in words)
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the libraries that decide a result."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "missing"
-    return found

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from joblib import cpu_count
 
-from evaluation.files.run_folder import versions
+from evaluation.files.facts import versions
 
 FITS = "torch and torchvision fit each other; all is well"
 MAX_SECONDS = 120  # of the trial; memory that was overwritten may also hang a process

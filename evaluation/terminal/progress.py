@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import (
@@ -49,14 +48,14 @@ def progress(console: Console, title: str, total: int, count: Callable[[], int])
 
 @contextmanager
 def timed_stage(
-    console: Console, metrics: Path, stage: str, title: str, total: int, count: Callable[[], int]
+    console: Console, log: MetricsLog, title: str, total: int, count: Callable[[], int]
 ) -> Iterator[None]:
-    """Show the progress of a stage while the block runs, and log its seconds in `metrics`."""
+    """Show the progress of a stage while the block runs, and log its seconds."""
     began = time.perf_counter()
     with progress(console, title, total, count):
         yield
     wall_s = round(time.perf_counter() - began, 1)
-    MetricsLog(metrics, stage, "whole").write(wall_s=wall_s)
+    log.write(wall_s=wall_s)
 
 
 def _bar(

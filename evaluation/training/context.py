@@ -21,6 +21,7 @@ class RunContext:
         data_seed: Of their division.
         device: `cpu` or `cuda`.
         metrics: The event log.
+        salt: Of the checks of its lines; None is none.
         checkpoint_s: Seconds between two checkpoints of a task, see `Checkpoint`.
         own_images: In place of those that `data` names.
     """
@@ -31,6 +32,7 @@ class RunContext:
     metrics: Path
     checkpoint_s: float | None = None
     own_images: OwnImages | None = None
+    salt: str | None = None
 
     @property
     def dataset(self) -> Dataset:
@@ -39,7 +41,7 @@ class RunContext:
 
     def log(self, stage: str, task: str) -> MetricsLog:
         """Return what appends the events of a task to the event log."""
-        return MetricsLog(self.metrics, stage, task)
+        return MetricsLog(self.metrics, stage, task, self.salt)
 
     def checkpoint(self, path: Path, of: str, log: MetricsLog) -> Checkpoint:
         """Return the checkpoint of a task; that it was damaged goes into the task's log.

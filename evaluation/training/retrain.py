@@ -3,21 +3,18 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import nn
 
-from evaluation.errors import InputError
-from evaluation.files.atomic import read_json, write_json
-from evaluation.files.manifest import check
 from evaluation.files.names import WEIGHTS
+from evaluation.files.run_folder import RunFolder
 from evaluation.records import ModelRecord
 from evaluation.training.checkpoint import Checkpoint
 from evaluation.training.context import RunContext, blame
 from evaluation.training.loop import TrainConfig, correct, seeded_model, train
-from evaluation.training.weights import save_weights
+from evaluation.training.weights import weights_of
 from evaluation.workers.pool import run_tasks
 from evaluation.workers.workers import Workers
 
@@ -69,7 +66,7 @@ class Trial:
 def retrain_all(
     trials: Sequence[Trial],
     config: RetrainConfig,
-    out: Path,
+    out: RunFolder,
     context: RunContext,
     workers: Workers,
 ) -> list[ModelRecord]:
@@ -84,7 +81,8 @@ def retrain_all(
         (trial, seed): (
             trial.build,
             seed,
-            out / trial.place,
+            out,
+            trial.place,
             context,
             config.train,
             trial.description if trial.keep_weights and seed == config.seeds[0] else None,
@@ -93,7 +91,7 @@ def retrain_all(
         for seed in config.seeds
     }
     for trial in trials:
-        (out / trial.place).mkdir(parents=True, exist_ok=True)
+        (out.path / trial.place).mkdir(parents=True, exist_ok=True)
     results = dict(run_tasks(retrain, tasks, workers))
     records = []
     for trial in trials:
@@ -104,7 +102,7 @@ def retrain_all(
         else:
             reason = next(str(a) for a in accuracies if not isinstance(a, float))
             record = replace(trial.record, failure=f"retraining: {reason}")
-        write_json(out / trial.place / "record.json", record.to_json())
+        out.write_json(f"{trial.place}/record.json", record.to_json())
         records.append(record)
     return records
 
@@ -112,35 +110,36 @@ def retrain_all(
 def retrain(
     build: Callable[[], nn.Module],
     seed: int,
-    folder: Path,
+    out: RunFolder,
+    place: str,
     context: RunContext,
     recipe: TrainConfig,
     description: str | None,
 ) -> float | str:
     """Train one network from scratch with one seed and return its test accuracy in [0, 1].
 
-    The result stays in `folder` as `seed-<seed>.json`, with the numbers of the test images that the
-    network got wrong; a retraining that finds its files returns it, one that finds its checkpoint
-    goes on from there. One that diverges or runs out of memory returns the reason instead, and
-    leaves no result.
+    The result stays in its place as `seed-<seed>.json`, with the numbers of the test images that
+    the network got wrong; a retraining that finds its files returns it, one that finds its
+    checkpoint goes on from there. One that diverges or runs out of memory returns the reason
+    instead, and leaves no result.
 
     Args:
         build: Returns the network with fresh weights drawn from torch's global generator.
         seed: Of the initial weights, the order of the images and the augmentation.
-        folder: Where this network's files go.
+        out: Folder of the run.
+        place: Where in it this network's files go.
         context: Images, device, event log.
         recipe: Of the training.
         description: The weights stay as `weights.safetensors`, with this in the header; None keeps
             none.
     """
-    result = folder / f"seed-{seed}.json"
-    saved = folder / f"seed-{seed}.ckpt"
-    weights = None if description is None else folder / WEIGHTS
-    if result.exists() and (weights is None or weights.exists()):
+    folder, result, weights = out.path / place, f"{place}/seed-{seed}.json", f"{place}/{WEIGHTS}"
+    saved, keeps = folder / f"seed-{seed}.ckpt", description is not None
+    if (out.path / result).exists() and (not keeps or (out.path / weights).exists()):
         Checkpoint(saved).remove()  # a kill may have left it
-        if weights is not None:
-            check(weights)
-        return _read_result(result)
+        if keeps:
+            out.check(weights)
+        return out.load(result, _test_accuracy)
     folder.mkdir(exist_ok=True)  # not those above: a run folder that has vanished stays away
     dataset = context.dataset
     model = seeded_model(build, seed, context.device)
@@ -162,21 +161,18 @@ def retrain(
         right = correct(model, dataset.test)
     except Exception as error:
         return blame(error)
-    if weights is not None:
-        save_weights(weights, model, description or "")
+    if keeps:
+        out.write(weights, weights_of(model, description or ""))
     test_accuracy = float(right.sum()) / len(right)
     wrong = (~right).nonzero().flatten().tolist()
-    write_json(result, {"seed": seed, "test_accuracy": test_accuracy, "wrong": wrong})
+    out.write_json(result, {"seed": seed, "test_accuracy": test_accuracy, "wrong": wrong})
     checkpoint.remove()
     log.write(test_accuracy=test_accuracy, seconds=time.perf_counter() - began)
     return test_accuracy
 
 
-def _read_result(path: Path) -> float:
-    try:
-        accuracy = float(read_json(path)["test_accuracy"])
-        if not 0 <= accuracy <= 1:
-            raise ValueError(f"an accuracy is a fraction in [0, 1], got {accuracy}")
-        return accuracy
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{path}: damaged ({error!r}); delete it to retrain") from error
+def _test_accuracy(data: Any) -> float:
+    accuracy = float(data["test_accuracy"])
+    if not 0 <= accuracy <= 1:
+        raise ValueError(f"an accuracy is a fraction in [0, 1], got {accuracy}")
+    return accuracy

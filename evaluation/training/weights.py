@@ -7,7 +7,6 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from evaluation.errors import InputError
-from evaluation.files.atomic import write_listed
 from evaluation.files.bounded import check_file
 from evaluation.workers.memory import available_bytes
 
@@ -15,14 +14,14 @@ KEY = "paretoblocks"  # one entry of the header: safetensors writes several in n
 LONGEST_DESCRIPTION = 1_000_000  # characters
 
 
-def save_weights(path: Path, model: nn.Module, description: str = "") -> None:
-    """Write the state of a model; equal states and descriptions give equal bytes."""
+def weights_of(model: nn.Module, description: str = "") -> bytes:
+    """Return the file of a model's state; equal states and descriptions give equal bytes."""
     state = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
-    write_listed(path, save(state, {KEY: description} if description else None))
+    return save(state, {KEY: description} if description else None)
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
-    """Return what `save_weights` wrote: the state, and the description (empty if there is none).
+    """Return what `weights_of` made: the state, and the description (empty if there is none).
 
     Raises:
         InputError: If the file is missing or damaged, or the description too long.

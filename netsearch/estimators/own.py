@@ -4,11 +4,11 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
 from blocksearch.supernet.stack import Stack
 from evaluation.errors import InputError
+from evaluation.files.run_folder import RunFolder
 from evaluation.records import ModelRecord
 from evaluation.training.context import RunContext, blame
 from evaluation.workers.workers import Workers
@@ -64,7 +64,7 @@ def as_estimator(own: type[Estimator] | Judgement) -> type[Estimator]:
         epochs_ahead: ClassVar[int] = 0
 
         @classmethod
-        def of(cls, settings: EstimateSettings, context: RunContext, folder: Path) -> Self:
+        def of(cls, settings: EstimateSettings, context: RunContext, folder: RunFolder) -> Self:
             """Build it for a run."""
             return cls(context)
 

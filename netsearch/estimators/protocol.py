@@ -1,9 +1,9 @@
 """The protocol of an estimator: how good a network is, before it is trained for long."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import ClassVar, Protocol, Self
 
+from evaluation.files.run_folder import RunFolder
 from evaluation.records import ModelRecord
 from evaluation.training.context import RunContext
 from evaluation.training.loop import TrainConfig
@@ -49,8 +49,8 @@ class Estimator(Protocol):
     def epochs_ahead(self) -> int: ...  # noqa: D102
 
     @classmethod
-    def of(cls, settings: EstimateSettings, context: RunContext, folder: Path) -> Self:
-        """Build it for a run whose files are in `folder`."""
+    def of(cls, settings: EstimateSettings, context: RunContext, folder: RunFolder) -> Self:
+        """Build it for the run of a folder."""
 
     @classmethod
     def check(cls, settings: EstimateSettings) -> None:

@@ -2,10 +2,10 @@
 
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar, Self
 
 from blocksearch.supernet.stack import Stack
+from evaluation.files.run_folder import RunFolder
 from evaluation.records import ModelRecord
 from evaluation.training.context import RunContext, blame
 from evaluation.training.loop import TrainConfig, accuracy, seeded_model, train
@@ -64,7 +64,7 @@ class ProxyTraining:
     epochs_ahead: ClassVar[int] = 0
 
     @classmethod
-    def of(cls, settings: EstimateSettings, context: RunContext, folder: Path) -> Self:
+    def of(cls, settings: EstimateSettings, context: RunContext, folder: RunFolder) -> Self:
         """Build it for a run."""
         return cls(context, settings.train)
 

@@ -8,7 +8,6 @@ scores rank networks.
 import functools
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar, Self
 
 import torch
@@ -19,6 +18,7 @@ from evaluation.data.batches import batches
 from evaluation.data.dataset import Dataset
 from evaluation.errors import InputError
 from evaluation.files.names import SHARED_WEIGHTS
+from evaluation.files.run_folder import RunFolder
 from evaluation.records import ModelRecord
 from evaluation.training.checkpoint import Checkpoint
 from evaluation.training.context import RunContext, blame
@@ -42,15 +42,15 @@ class SharedScoring:
     context: RunContext
     recipe: TrainConfig
     settings: SharedWeightsConfig
-    weights: Path
+    folder: RunFolder
     fidelities: ClassVar[bool] = False
     prepares: ClassVar[str] = SHARED_STAGE
     shares_weights: ClassVar[bool] = True
 
     @classmethod
-    def of(cls, settings: EstimateSettings, context: RunContext, folder: Path) -> Self:
+    def of(cls, settings: EstimateSettings, context: RunContext, folder: RunFolder) -> Self:
         """Build it for a run."""
-        return cls(context, settings.train, settings.shared_weights, folder / SHARED_WEIGHTS)
+        return cls(context, settings.train, settings.shared_weights, folder)
 
     @classmethod
     def check(cls, settings: EstimateSettings) -> None:
@@ -78,7 +78,7 @@ class SharedScoring:
         Raises:
             InputError: If they cannot be trained.
         """
-        task = (problem, self.settings, self.context, self.recipe, self.weights)
+        task = (problem, self.settings, self.context, self.recipe, self.folder)
         cores = workers.cores
         for _, failure in run_tasks(train_shared_weights, {"weights": task}, Workers(1), cores):
             if failure is not None:
@@ -94,7 +94,7 @@ class SharedScoring:
     ) -> tuple[object, ...]:
         """Return with what it is called for one network."""
         spec, images = problem.space.decode(blank.genome), self.settings.calibration_images
-        return blank, spec, self.context, self.weights, images, problem.networks.own
+        return blank, spec, self.context, self.folder, images, problem.networks.own
 
 
 def train_shared_weights(
@@ -102,15 +102,16 @@ def train_shared_weights(
     config: SharedWeightsConfig,
     context: RunContext,
     recipe: TrainConfig,
-    path: Path,
+    folder: RunFolder,
 ) -> str | None:
-    """Train the weights of a problem's networks into `path`, unless they are there.
+    """Train the weights of a problem's networks into a run's folder, unless they are there.
 
     A killed training goes on from its checkpoint.
 
     Returns:
         Why it failed, None when it did not.
     """
+    path = folder.path / SHARED_WEIGHTS
     saved = path.with_suffix(".ckpt")
     if path.exists():
         Checkpoint(saved).remove()  # a kill may have left it
@@ -136,7 +137,7 @@ def train_shared_weights(
         )
     except Exception as error:
         return blame(error)
-    shared.save(path)
+    folder.write(SHARED_WEIGHTS, shared.to_bytes())
     checkpoint.remove()
     log.write(seconds=time.perf_counter() - began)
     return None
@@ -191,7 +192,7 @@ def estimate_shared(
     record: ModelRecord,
     spec: NetworkSpec,
     context: RunContext,
-    weights: Path,
+    folder: RunFolder,
     images: int,
     own: OwnOps = (),
 ) -> ModelRecord:
@@ -204,7 +205,7 @@ def estimate_shared(
         record: What is known of the network.
         spec: The network.
         context: Images, device, event log.
-        weights: The file of the shared weights.
+        folder: Of the run, with the shared weights.
         images: On which BatchNorm's statistics are measured.
         own: A user's own ops.
 
@@ -213,7 +214,8 @@ def estimate_shared(
     """
     began = time.perf_counter()
     dataset = context.dataset
-    shared = _worker_weights(weights, weights.stat().st_mtime_ns, context.device, own)
+    changed_ns = (folder.path / SHARED_WEIGHTS).stat().st_mtime_ns
+    shared = _worker_weights(folder, changed_ns, context.device, own)
     try:
         found = score(shared, spec, dataset, images)
         record = replace(record, valid_accuracy=found)
@@ -226,6 +228,7 @@ def estimate_shared(
 
 
 @functools.lru_cache(maxsize=1)
-def _worker_weights(path: Path, changed_ns: int, device: str, own: OwnOps) -> SharedWeights:
+def _worker_weights(folder: RunFolder, changed_ns: int, device: str, own: OwnOps) -> SharedWeights:
     """Load shared weights onto a device, once per process and state of the file."""
-    return SharedWeights.load(path, own).to(device)
+    folder.check(SHARED_WEIGHTS)
+    return SharedWeights.load(folder.path / SHARED_WEIGHTS, own).to(device)

@@ -33,9 +33,7 @@ from blocksearch.space import Cell, OwnOps
 from blocksearch.supernet.cells import DiscreteCell
 from blocksearch.supernet.stack import STEM_MULTIPLIER, CellNetwork, PlacedCell, Stack
 from evaluation.errors import InputError
-from evaluation.files.atomic import write_listed
 from evaluation.files.bounded import check_file, parse_json
-from evaluation.files.manifest import check
 from netsearch.space.genome import GenomeSpace, NetworkSpec
 from netsearch.space.networks import Networks
 
@@ -173,8 +171,8 @@ class SharedWeights:
             norm.reset_running_stats()
         return network.to(memory_format=torch.channels_last)
 
-    def save(self, path: Path) -> None:
-        """Write the weights by name, and what is needed to load them, as safetensors."""
+    def to_bytes(self) -> bytes:
+        """Return a file of the weights by name, and of what is needed to load them: safetensors."""
         flat = self.weights.detach().cpu()
         tensors = {
             f"{key}.{name}": flat[entry.offset :][: math.prod(entry.shape)].view(entry.shape)
@@ -187,16 +185,15 @@ class SharedWeights:
             "image_shape": self.networks.image_shape,
             "classes": self.networks.classes,
         }
-        write_listed(path, save(tensors, {"shared_weights": json.dumps(about)}))
+        return save(tensors, {"shared_weights": json.dumps(about)})
 
     @classmethod
     def load(cls, path: Path, own: OwnOps = ()) -> Self:
-        """Read what `save` wrote, onto the CPU; the cells may have a user's own ops.
+        """Read what `to_bytes` made, onto the CPU; the cells may have a user's own ops.
 
         Raises:
             InputError: If the file is missing, damaged or something else.
         """
-        check(path)
         try:
             check_file(path)
             with safe_open(path, "pt") as file:

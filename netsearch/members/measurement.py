@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
-from evaluation.errors import InputError
-from evaluation.files.atomic import read_json, write_json
+from evaluation.files.run_folder import RunFolder
 from evaluation.records import Measured
 
 
@@ -22,21 +20,26 @@ class Measurements:
     device: str
     models: Mapping[str, Measured]
 
-    def save(self, path: Path) -> None:
-        """Write them as JSON."""
+    def save(self, folder: RunFolder) -> None:
+        """Write `measured.json` into the folder of a run."""
         models = {id: measured.to_json() for id, measured in self.models.items()}
-        write_json(path, {"device": self.device, "models": models})
+        folder.write_json(folder.measured.name, {"device": self.device, "models": models})
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read what `save` wrote.
+    def load(cls, folder: RunFolder) -> Self:
+        """Read that of a run.
 
         Raises:
             InputError: If the file is missing or damaged; the message names it.
         """
-        data: Any = read_json(path)
-        try:
-            models = {str(id): Measured.from_json(one) for id, one in data["models"].items()}
-            return cls(str(data["device"]), models)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{path}: damaged measurements: {error}") from error
+        return folder.load(folder.measured.name, cls.from_json)
+
+    @classmethod
+    def from_json(cls, data: Any) -> Self:
+        """Rebuild from what `save` wrote.
+
+        Raises:
+            ValueError: If the data has another form.
+        """
+        models = {str(id): Measured.from_json(one) for id, one in data["models"].items()}
+        return cls(str(data["device"]), models)

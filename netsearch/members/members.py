@@ -11,8 +11,6 @@ from evaluation.cost.device_latency import DeviceLatencies
 from evaluation.cost.kind import CostKind
 from evaluation.deploy.formats import Format
 from evaluation.errors import InputError
-from evaluation.files.atomic import read_json
-from evaluation.files.manifest import check
 from evaluation.files.names import EXPORTS, RETRAINED, WEIGHTS
 from evaluation.files.run_folder import RunFolder
 from evaluation.pareto.front import spread
@@ -65,16 +63,13 @@ class Members:
             raise InputError(
                 f"{self.folder.path}: the network search has not finished; `run` continues it"
             )
-        try:
-            return Outcome.from_json(read_json(path))
-        except ValueError as error:
-            raise InputError(f"{path}: damaged: {error}") from error
+        return self.folder.load(path.name, Outcome.from_json)
 
     @cached_property
     def measurements(self) -> Measurements:
         """Of whole networks; of none where the run has not come so far."""
-        path = self.folder.measured
-        return Measurements.load(path) if path.exists() else Measurements("", {})
+        there = self.folder.measured.exists()
+        return Measurements.load(self.folder) if there else Measurements("", {})
 
     @property
     def latency_device(self) -> str:
@@ -85,7 +80,7 @@ class Members:
             return ""
         from netsearch.space.latency_table import LatencyTable
 
-        facts = LatencyTable.load(self.folder.latency).facts
+        facts = LatencyTable.load(self.folder).facts
         return "sum over parts: " + ", ".join(f"{name} {value}" for name, value in facts.items())
 
     def front(self) -> list[ModelRecord]:
@@ -124,9 +119,9 @@ class Members:
         Raises:
             InputError: If they are not those that the run wrote.
         """
-        path = self.folder.path / RETRAINED / record.id / WEIGHTS
-        check(path)
-        return path
+        name = f"{RETRAINED}/{record.id}/{WEIGHTS}"
+        self.folder.check(name)
+        return self.folder.path / name
 
     def exported(self, record: ModelRecord, form: Format) -> Path:
         """Return where the exported file of a member is, or goes."""
@@ -147,7 +142,7 @@ class Members:
                 f"`paretoblocks export {self.folder.path} --format {form}` writes them"
             )
         for path in paths.values():
-            check(path)
+            self.folder.check(path.relative_to(self.folder.path).as_posix())
         return {id: path.stat().st_size for id, path in paths.items()}
 
     def on_device(

@@ -35,7 +35,7 @@ def summarise(members: Members, seed: int) -> Report:
     """
     folder, front, outcome = members.folder, members.front(), members.outcome
     used = {name for record in front for name in record.blocks}
-    library = BlockLibrary.load(folder.blocks)
+    library = BlockLibrary.load(folder)
     archives = [tuple(folder.archive(name)) for name in ARCHIVES]
     facts = folder.read_facts()
     return Report(

@@ -35,7 +35,7 @@ from evaluation.cost.latency import BATCH, device_name, measure_ms
 from evaluation.cost.paretoblocks_latency import NAME_KEY
 from evaluation.deploy.onnx_files import save_onnx
 from evaluation.errors import InputError
-from evaluation.files.atomic import read_json, write_json
+from evaluation.files.run_folder import RunFolder
 from evaluation.training.loop import seeded_model
 from netsearch.space.genome import NetworkSpec, Stage
 from netsearch.space.networks import Networks
@@ -205,35 +205,31 @@ class LatencyTable:
         """Rebuild from `to_json`.
 
         Raises:
-            InputError: If the data has another form.
+            ValueError: If the data has another form.
         """
         try:
             parts_ms = {str(name): float(ms) for name, ms in data["parts_ms"].items()}
             channels, height, width = (int(size) for size in data["image_shape"])
             facts, classes = dict(data["facts"]), int(data["classes"])
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise InputError(f"not a latency table: {error!r}") from error
+            raise ValueError(f"not a latency table: {error!r}") from error
         wrong = {name: ms for name, ms in parts_ms.items() if not 0 < ms < math.inf}
         if wrong or not parts_ms:
-            raise InputError(f"not a latency table: expected milliseconds above 0, got {wrong}")
+            raise ValueError(f"not a latency table: expected milliseconds above 0, got {wrong}")
         return cls(parts_ms, (channels, height, width), classes, facts)
 
-    def save(self, path: Path) -> None:
-        """Write the table as JSON, so that a resumed run has the same numbers."""
-        write_json(path, self.to_json())
+    def save(self, folder: RunFolder) -> None:
+        """Write `latency.json` into a run's folder, so that a resumed run has these numbers."""
+        folder.write_json(folder.latency.name, self.to_json())
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read what `save` wrote.
+    def load(cls, folder: RunFolder) -> Self:
+        """Read that of a run.
 
         Raises:
             InputError: If the file is missing or damaged; the message names it.
         """
-        try:
-            return cls.from_json(read_json(path))
-        except InputError as error:
-            message = str(error)
-            raise InputError(message if str(path) in message else f"{path}: {message}") from error
+        return folder.load(folder.latency.name, cls.from_json)
 
 
 def parts(stack: Stack) -> Iterator[tuple[str, Part]]:

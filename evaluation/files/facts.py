@@ -1,0 +1,79 @@
+"""What a run began with, and what makes two runs the same."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Self
+
+WORKERS = "workers"  # the table that changes how, not what, a run computes
+IMAGES = "data.root"  # where the images are; what they are, their fingerprint says
+PACKAGES = ("torch", "torchvision", "pymoo", "numpy", "scipy", "joblib", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a run began with.
+
+    Attributes:
+        name: What its report calls it.
+        data: The images in a sentence.
+        fingerprint: Of the images and their splits.
+        device: Where it computes, in words.
+        versions: Of Python and the libraries that decide a result.
+    """
+
+    name: str
+    data: str
+    fingerprint: str
+    device: str
+    versions: dict[str, str]
+
+    @classmethod
+    def from_json(cls, data: Any) -> Self:
+        """Rebuild from its fields.
+
+        Raises:
+            ValueError: If one is missing, unknown or of another type.
+        """
+        try:
+            facts = cls(**data)
+            words = [facts.name, facts.data, facts.fingerprint, facts.device]
+            words += [*facts.versions.values()]
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"not the facts of a run: {error}") from error
+        if not all(isinstance(word, str) for word in words):
+            raise ValueError("the facts of a run are strings")
+        return facts
+
+
+def run_id(facts: Facts, config: dict[str, Any]) -> str:
+    """Return a hash of config and images: the same for two runs that must come to the same."""
+    computed = {name: table for name, table in config.items() if name != WORKERS}
+    table, _, key = IMAGES.partition(".")
+    computed[table] = {**computed.get(table, {}), key: None}
+    text = json.dumps([computed, facts.fingerprint], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every key in which two configs differ, and a line `key was ... and is ...`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted({*old, *new}, key=str):
+            inner = f"{key}.{name}" if key else str(name)
+            yield from differences(old.get(name), new.get(name), inner)
+    elif old != new:
+        yield key, f"{key} was {old!r} and is {new!r}"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that decide a result."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "missing"
+    return found
