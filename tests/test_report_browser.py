@@ -21,7 +21,7 @@ from configs.experiment import Config
 from evaluation.files.run_folder import RunFolder
 from evaluation.report.report import Baseline, DrawnBlock, Report, write_report
 from run_pipeline import Pipeline
-from test_report import BLOCKS, FRONT, MEASURED, NEAR_LARGE, REPORT
+from test_report import BLOCKS, FRONT, MEASURED, NEAR_LARGE, NEAR_SMALL, REPORT
 from tiny_run import TINY
 
 BROWSER = next(
@@ -35,89 +35,7 @@ HOSTILE = (
     '<script>window.ran = 1</script></script><img src=x onerror="window.ran = 1">'
     '<a href="javascript:window.ran = 1">$x$ &lt;b&gt; \u2028 %{x}</a>'
 )
-# Does what a reader does, and writes what there is to see; `probe` is filled in when it is done.
-PROBE = """
-(async () => {
-  const rest = () => new Promise((resolve) => setTimeout(resolve, 60));
-  const panels = ["searches", "retrained"].map((id) => document.getElementById(id));
-  const traces = (panel) => (panel.data || []).map((trace) => ({
-    name: trace.name || "", x: trace.x, y: trace.y, mode: trace.mode,
-    networks: trace.customdata || null,
-    std: trace.error_y ? trace.error_y.array : null, symbol: trace.marker && trace.marker.symbol,
-    title: panel.layout.xaxis.title.text, type: panel.layout.xaxis.type,
-    ticks: [...panel.querySelectorAll(".xtick text")].map((tick) => tick.textContent),
-  }));
-  const network = () => ({
-    id: document.getElementById("network-id").textContent,
-    text: document.getElementById("network-facts").textContent,
-    cells: [...document.querySelectorAll("#network-cells svg")].map(
-      (svg) => svg.getAttribute("aria-label")),
-    choice: document.getElementById("network-choice").value,
-    rings: panels.map((panel) => {  // what the ring is around, on the axes of the figure
-      const ring = document.getElementById(`${panel.id}-ring`), box = ring.getBoundingClientRect();
-      if (ring.hidden) return null;
-      const area = panel.querySelector(".nsewdrag").getBoundingClientRect();
-      const { xaxis, yaxis } = panel._fullLayout;
-      return [xaxis.p2d((box.left + box.right) / 2 - area.left),
-        yaxis.p2d((box.top + box.bottom) / 2 - area.top)];
-    }),
-  });
-  const point = (panel, x, y) => {  // moves the mouse onto a point
-    const area = panel.querySelector(".nsewdrag"), box = area.getBoundingClientRect();
-    const { xaxis, yaxis } = panel._fullLayout;
-    area.dispatchEvent(new MouseEvent("mousemove", { bubbles: true, view: window,
-      clientX: box.left + xaxis.d2p(x), clientY: box.top + yaxis.d2p(y) }));
-  };
-  const seen = { first: network(), axes: {}, hovered: [], picked: [] };
-  for (const button of document.querySelectorAll("#axes input")) {
-    button.click();
-    await rest();
-    seen.axes[button.value] = panels.map(traces);
-  }
-  document.querySelector("#axes input")?.click();
-  await rest();
-  for (const panel of panels) {
-    for (const trace of panel.data || []) {
-      if (!trace.customdata) continue;
-      for (const pointNumber of trace.customdata.keys()) {
-        point(panel, trace.x[pointNumber], trace.y[pointNumber]);
-        await rest();
-        const labels = [...panel.querySelectorAll(".hoverlayer .hovertext")];
-        seen.hovered.push({ ...network(), number: trace.customdata[pointNumber],
-          panel: panel.id, label: labels.map((label) => label.textContent).join("|") });
-      }
-    }
-  }
-  for (const option of document.querySelectorAll("#network-choice optgroup option")) {
-    const choice = document.getElementById("network-choice");
-    choice.value = option.value;
-    choice.dispatchEvent(new Event("change"));
-    seen.picked.push({ ...network(), wanted: option.textContent });
-  }
-  if (panels[0].data) {
-    await Plotly.relayout(panels[0], { "xaxis.range[0]": 4, "xaxis.range[1]": 4.3 });
-    await rest();
-    seen.zoomed = traces(panels[0])[0].ticks;
-  }
-  const growth = document.getElementById("growth").data || [];
-  seen.growth = growth.map((line) => [line.name, line.x, line.y]);
-  seen.requests = performance.getEntriesByType("resource").map((entry) => entry.name);
-  seen.buttons = [...document.querySelectorAll(".modebar-btn")].map((one) => one.dataset.title);
-  seen.links = [...document.querySelectorAll("a")].map((link) =>
-    link.getAttribute("href") || link.getAttribute("xlink:href")).filter(Boolean);
-  seen.legends = [...document.querySelectorAll(".legendtext")].map((text) => text.textContent);
-  seen.scripts = document.scripts.length;
-  seen.images = document.images.length;
-  seen.ran = window.ran || 0;
-  seen.title = document.title;
-  seen.hidden = [...document.querySelectorAll("[hidden][id]")].map((part) => part.id);
-  seen.width = [innerWidth, document.documentElement.scrollWidth];
-  const result = document.createElement("pre");
-  result.id = "probe";
-  result.textContent = JSON.stringify(seen);
-  document.body.append(result);
-})();
-"""
+PROBE = Path(__file__).with_name("report_probe.js").read_text()
 TO_PARENT = 'setTimeout(() => parent.postMessage([innerWidth, document.body.scrollWidth], "*"))'
 FRAME = """<iframe width="400" height="3000" src="page.html"></iframe><pre></pre><script>
 onmessage = (event) => {
@@ -182,10 +100,12 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return explored(FULL, tmp_path_factory.mktemp("full"))
 
 
-def points(seen: Any, axis: str, panel: int, name: str) -> Any:
+def points(seen: Any, axis: str, panel: str, name: str) -> Any:
     """Return the trace of markers of that name."""
     (trace,) = (
-        one for one in seen["axes"][axis][panel] if one["name"] == name and one["mode"] == "markers"
+        one
+        for one in seen["axes"][axis]
+        if (one["name"], one["mode"], one["panel"]) == (name, "markers", panel)
     )
     return trace
 
@@ -198,13 +118,13 @@ def test_the_page_loads_nothing_and_offers_no_upload(seen: Any):
 
 
 def test_the_points_are_the_front_at_its_costs(seen: Any):
-    trace = points(seen, "params", 0, "Pareto set")
+    trace = points(seen, "params", "y", "Pareto set")
     assert trace["type"] == "log"
     assert trace["x"] == [record.cost.params for record in FRONT]
     assert trace["y"] == [record.valid_accuracy for record in FRONT]
-    labels = {one["number"]: one["label"] for one in seen["hovered"]}
-    for number, record in zip(trace["networks"], FRONT, strict=True):
-        assert labels[number].startswith(record.id)
+    labels = [one["label"] for one in seen["hovered"] if one["name"] == "Pareto set"]
+    for label, record in zip(labels, FRONT, strict=False):
+        assert label.startswith(record.id)
 
 
 def test_every_evaluated_network_is_a_dot_below_the_line_of_the_best(seen: Any):
@@ -212,12 +132,10 @@ def test_every_evaluated_network_is_a_dot_below_the_line_of_the_best(seen: Any):
         ("NSGA-II", REPORT.archive),
         ("random search", REPORT.random_archive),
     ):
-        trace = points(seen, "params", 0, name)
+        trace = points(seen, "params", "y", name)
         assert trace["x"] == [record.cost.params for record in records]
         (line,) = (
-            one
-            for one in seen["axes"]["params"][0]
-            if one["name"] == name and one["mode"] == "lines"
+            one for one in seen["axes"]["params"] if (one["name"], one["mode"]) == (name, "lines")
         )
         for x, y in zip(trace["x"], trace["y"], strict=True):
             best = [b for a, b in zip(line["x"], line["y"], strict=True) if a <= x]
@@ -228,25 +146,24 @@ def test_every_evaluated_network_is_a_dot_below_the_line_of_the_best(seen: Any):
     ("axis", "title", "values"),
     [
         ("params", "params", [1_234, 1_234_567]),
-        ("flops", "FLOPs of one image", [40 * 1_234, 40 * 1_234_567]),
-        ("latency_ms", "latency, ms", [0.25, 12.5]),
-        ("file_bytes", "file size", [7_040, 4_940_000]),
+        ("FLOPs", "FLOPs of one image", [40 * 1_234, 40 * 1_234_567]),
+        ("latency", "latency, ms", [0.25, 12.5]),
+        ("file size", "file size", [7_040, 4_940_000]),
     ],
 )
-def test_a_button_changes_the_cost_axis(seen: Any, axis: str, title: str, values: list[float]):
-    assert list(seen["axes"]) == ["params", "flops", "latency_ms", "file_bytes"]
-    trace = points(seen, axis, 1, "Pareto set")
+def test_the_menu_changes_the_cost_axis(seen: Any, axis: str, title: str, values: list[float]):
+    assert list(seen["axes"]) == ["params", "FLOPs", "latency", "file size"]
+    trace = points(seen, axis, "y2", "Pareto set")
     assert (trace["title"], trace["x"]) == (title, values)
     assert trace["y"] == [FRONT[0].test_accuracy_mean, FRONT[2].test_accuracy_mean]
 
 
 def test_ticks_are_written_for_people(seen: Any):
-    assert "10k" in points(seen, "params", 0, "Pareto set")["ticks"]
-    assert "1MB" in points(seen, "file_bytes", 1, "Pareto set")["ticks"]
-    assert "1" in points(seen, "latency_ms", 1, "Pareto set")["ticks"]
-    for axis, panels in seen["axes"].items():
-        for traces in panels:
-            assert 2 <= len(set(traces[0]["ticks"])) <= 11, (axis, traces[0]["ticks"])
+    assert "10k" in points(seen, "params", "y", "Pareto set")["ticks"]
+    assert "1MB" in points(seen, "file size", "y2", "Pareto set")["ticks"]
+    assert "1" in points(seen, "latency", "y", "Pareto set")["ticks"]
+    for axis, traces in seen["axes"].items():
+        assert 2 <= len(set(traces[0]["ticks"])) <= 11, (axis, traces[0]["ticks"])
 
 
 def test_zooming_in_leaves_ticks_to_read(seen: Any):
@@ -255,35 +172,42 @@ def test_zooming_in_leaves_ticks_to_read(seen: Any):
 
 
 def test_error_bars_are_the_standard_deviations(seen: Any):
-    trace = points(seen, "params", 1, "Pareto set")
+    trace = points(seen, "params", "y2", "Pareto set")
     assert trace["std"] == [FRONT[0].test_accuracy_std, FRONT[2].test_accuracy_std]
-    baseline = points(seen, "params", 1, "random blocks")
+    baseline = points(seen, "params", "y2", "random blocks")
     assert baseline["std"][1] == NEAR_LARGE.test_accuracy_std
     assert baseline["symbol"] != trace["symbol"]
 
 
-def test_hovering_shows_the_network_and_its_cells_below(seen: Any):
+def test_hovering_tells_what_is_known_of_a_network(seen: Any):
     assert len(seen["hovered"]) == 4 + 4 + 3 + 2 + 2  # searches, front; retrained and baselines
-    for one in seen["hovered"]:
-        assert one["label"].startswith(one["id"])
+    front = [one for one in seen["hovered"] if one["label"].startswith("ccc333")]
+    assert {one["panel"] for one in front} == {"y", "y2"}
+    for part in ("1,234,567", "12.5 ms", "98.00 %", "96.00 % ± 1.41", "0: 95.00 %", "1 0 2"):
+        assert all(part in one["label"] for one in front if one["name"] == "Pareto set")
+    assert "normal-0 · reduction-1" in front[0]["label"]
+
+
+def test_a_click_shows_the_member_with_its_cells_and_marks_it_in_both_panels(seen: Any):
+    clicked = {(one["id"], one["member"]) for one in seen["clicked"] if one["member"] is not None}
+    assert clicked == {("aaa111", 0), ("small", 3)}
+    for one in seen["clicked"]:
         assert one["cells"] == [f"cell {block.name}" for block in BLOCKS]
-    front = [one for one in seen["hovered"] if one["id"] == "ccc333"]
-    assert {one["panel"] for one in front} == {"searches", "retrained"}
-    for text in (front[0]["text"], front[0]["label"]):
-        for part in ("1,234,567", "12.5 ms", "98.00 %", "96.00 % ± 1.41", "0: 95.00 %", "1 0 2"):
-            assert part in text
-        assert "normal-0 · reduction-1" in text
+        stays = one["member"] is None  # a point of random search is no member
+        assert one["choice"] == (one["before"] if stays else str(one["member"]))
+    assert seen["clicked"][0]["chosen"] == [None, [0], None, [-1], [0], [0], [-1]]
+    assert seen["clicked"][-1]["chosen"] == [None, [-1], None, [-1], [-1], [-1], [0]]
 
 
-def test_a_network_chosen_by_keyboard_is_shown_and_marked_in_both_figures(seen: Any):
-    assert len(seen["picked"]) == 5
-    for one in seen["picked"]:
+def test_a_network_chosen_by_keyboard_is_shown_and_marked(seen: Any):
+    assert [one["id"] for one in seen["picked"]] == ["aaa111", "bbb222", "ccc333", "small", "large"]
+    for number, one in enumerate(seen["picked"]):
+        assert (one["shown"], one["choice"]) == (1, str(number))
         assert one["wanted"].startswith(one["id"])
-    one = seen["picked"][2]
-    for ring, accuracy in zip(one["rings"], (0.98, 0.96), strict=True):
-        assert ring == [pytest.approx(1_234_567, rel=0.01), pytest.approx(accuracy, abs=0.001)]
-    assert seen["picked"][1]["rings"][1] is None  # not retrained
-    assert (seen["first"]["id"], seen["first"]["choice"]) == ("ccc333", "2")
+    assert "96.00 % ± 1.41" in seen["picked"][2]["text"]
+    assert seen["picked"][2]["chosen"] == [None, [2], None, [-1], [2], [1], [-1]]
+    (first,) = seen["first"]
+    assert (first["id"], first["choice"]) == ("ccc333", "2")
 
 
 def test_hypervolume_grows_with_the_evaluations(seen: Any):
@@ -308,13 +232,16 @@ def test_text_from_data_never_runs_nor_becomes_a_tag(tmp_path: Path):
     assert (seen["scripts"], seen["images"]) == (4, 0)  # data, plotly, ours, and the probe
     assert seen["title"] == HOSTILE
     assert all(link.startswith("#cell-") for link in seen["links"])
-    hovered = [one for one in seen["hovered"] if one["id"] == HOSTILE]
+    hovered = [one for one in seen["hovered"] if one["label"].startswith("<script>window.ran")]
     assert len(hovered) == 4
     for one in hovered:
-        assert "<script>window.ran" in one["label"] and "javascript:" in one["label"]
+        assert "javascript:" in one["label"]
         assert "%{x}" in one["label"] and "&lt;b&gt;" in one["label"]
-        assert "<script>window.ran" in one["text"]
-    assert len(seen["legends"]) == 2 + 1 + 2 + 1
+    assert len(seen["picked"]) == 2
+    for one in seen["picked"]:
+        assert one["id"] == HOSTILE and one["cells"] == [f"cell {HOSTILE}"]
+        assert one["text"].count("<script>window.ran") >= 3
+    assert len(seen["legends"]) == 2 + 1 + 1 + 1
     written = [text for text in seen["legends"] if text != "Pareto set"]
     assert all(text.startswith("<script>window.ran = 1</script>") for text in written)
 
@@ -325,16 +252,22 @@ def test_a_run_where_everything_failed_makes_a_page(tmp_path: Path):
         replace(REPORT, front=(), archive=failed, random_archive=(), baselines=(), blocks=()),
         tmp_path,
     )
-    assert set(seen["hidden"]) == {
-        *("searches", "searches-ring", "retrained", "retrained-ring", "network", "growth-part")
-    }
+    assert (seen["figures"], seen["first"]) == ([], [])
+
+
+def test_members_without_an_accuracy_can_be_chosen_where_there_is_no_figure(tmp_path: Path):
+    bare = (replace(FRONT[1], valid_accuracy=None), replace(NEAR_SMALL, test_accuracy=(), seeds=()))
+    report = replace(REPORT, front=bare, archive=(), random_archive=(), baselines=())
+    seen = explored(report, tmp_path)
+    assert [one["id"] for one in seen["picked"]] == ["bbb222", "small"]
+    assert seen["figures"] == []
 
 
 def test_without_measurements_there_is_no_such_axis(tmp_path: Path):
     seen = explored(replace(REPORT, front=FRONT[:1], baselines=(), random_archive=()), tmp_path)
-    assert list(seen["axes"]) == ["params", "flops"]
-    assert "growth-part" in seen["hidden"]
-    assert points(seen, "flops", 0, "Pareto set")["x"] == [FRONT[0].cost.flops]
+    assert list(seen["axes"]) == ["params", "FLOPs"]
+    assert seen["figures"] == ["front"]
+    assert points(seen, "FLOPs", "y", "Pareto set")["x"] == [FRONT[0].cost.flops]
 
 
 def test_the_page_fits_a_phone(tmp_path: Path):

@@ -9,7 +9,7 @@ import numpy as np
 
 from evaluation.cost.costs import COSTS, FILE, kind_of
 from evaluation.errors import InputError
-from evaluation.pareto.front import Budgets, non_dominated
+from evaluation.pareto.front import Budgets
 from evaluation.records import ModelRecord
 from evaluation.words import fraction
 
@@ -107,18 +107,6 @@ class Neighbour:
     accuracy_difference: float
     fits: bool
 
-    def as_step(self) -> dict[str, Any]:
-        """Return what it takes to go there: its factor in cost, and more cost for each point."""
-        std = self.test_accuracy_std
-        return {
-            "id": self.id,
-            "accuracy_difference": self.accuracy_difference,
-            "cost_difference": self.cost_difference,
-            "factor": self.cost / (self.cost - self.cost_difference),
-            "cost_per_point": self.cost_difference / (self.accuracy_difference / POINT),
-            "within_noise": std is not None and self.accuracy_difference <= round(std, DIGITS),
-        }
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -166,7 +154,6 @@ class Choice:
             *(f"missed: {miss}" for miss in self.misses),
             self._beside("cheaper", self.cheaper),
             self._beside("dearer", self.dearer),
-            f"more accuracy: {self._more()}",
             *_unknown(self.unmeasured),
             *(
                 [f"chosen by test accuracy among {self.among} models, so slightly optimistic"]
@@ -188,32 +175,18 @@ class Choice:
                 "cheaper": asdict(self.cheaper) if self.cheaper else None,
                 "dearer": asdict(self.dearer) if self.dearer else None,
             },
-            "next_point": self.dearer.as_step() if self.dearer else None,
             "unmeasured": {name: list(ids) for name, ids in self.unmeasured.items()},
         }
 
     def _beside(self, side: str, other: Neighbour | None) -> str:
         if other is None:
             return f"next {side}: none on the front"
-        more = amount_of(other.cost_difference, self.axis, "+")
-        points = other.accuracy_difference / POINT
+        more, std = amount_of(other.cost_difference, self.axis, "+"), other.test_accuracy_std
         return (
             f"next {side}: {other.id}, {amount_of(other.cost, self.axis)} ({more}), test accuracy "
-            f"{other.test_accuracy:.4f} ({points:+.2f} points)"
+            f"{other.test_accuracy:.4f}{'' if std is None else f' ± {std:.4f}'} "
+            f"({other.accuracy_difference / POINT:+.2f} points)"
             f"{'' if other.fits else ', which does not fit'}"
-        )
-
-    def _more(self) -> str:
-        if self.dearer is None:
-            return "no dearer model is more accurate"
-        step, std, noise = self.dearer.as_step(), self.dearer.test_accuracy_std, ""
-        if step["within_noise"] and std is not None:
-            noise = f"; within the noise: one standard deviation is {std / POINT:.2f} points"
-        return (
-            f"{step['accuracy_difference'] / POINT:+.2f} points cost "
-            f"{amount_of(step['cost_difference'], self.axis, '+')} "
-            f"({step['factor']:.2f} times as much), "
-            f"{amount_of(step['cost_per_point'], self.axis)} a point{noise}"
         )
 
 
@@ -373,10 +346,11 @@ def _knee(fitting: Sequence[_Candidate], models: str, unit: str) -> tuple[_Candi
 
 def _front(candidates: Sequence[_Candidate]) -> list[_Candidate]:
     """Return those that no other dominates in cost and accuracy, cheapest first; of equals one."""
-    known = sorted((c for c in candidates if c.axis < math.inf), key=lambda c: c.cheapness)
-    unique = list({(c.axis, c.accuracy): c for c in reversed(known)}.values())[::-1]
-    mask = non_dominated(np.array([(c.axis, -c.accuracy) for c in unique]))
-    return [c for c, keep in zip(unique, mask, strict=True) if keep]
+    front: list[_Candidate] = []
+    for candidate in sorted(candidates, key=lambda c: c.cheapness):
+        if candidate.axis < math.inf and (not front or candidate.accuracy > front[-1].accuracy):
+            front.append(candidate)
+    return front
 
 
 def _beside(chosen: _Candidate, other: _Candidate) -> Neighbour:

@@ -2,8 +2,7 @@
 
 A cell is laid out so that op names, nodes and passing wires never share a place: states stand in
 columns by their longest path from the inputs, op names in columns between them, and a wire that
-skips a column keeps a slot of its own there. The slots of a column are ordered to cross few wires
-and moved as close to their neighbours as the order allows.
+skips a column keeps a slot of its own there. The slots of a column are ordered to cross few wires.
 """
 
 from collections.abc import Sequence
@@ -11,8 +10,6 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 from statistics import fmean
-
-from scipy.optimize import isotonic_regression
 
 # The first family with a mark inside the op's name gives the colour; the last one takes the rest.
 FAMILIES = {
@@ -28,7 +25,7 @@ LABEL_HEIGHT, CHARACTER = 18.0, 6.7  # pixels; the advance of one 11 px monospac
 SPACE = 10.0  # between two slots of a column
 GAP = 24.0  # between two columns, where the wires bend
 MARGIN = 8.0
-SWEEPS, ROUNDS = 12, 24  # enough for the layouts of eight-node cells to stop changing
+SWEEPS = 12  # enough for the orders of eight-node cells to stop changing
 
 
 @dataclass(frozen=True)
@@ -195,31 +192,15 @@ def _crossings(graph: _Graph, layers: list[list[int]]) -> int:
 
 
 def _heights(graph: _Graph, layers: list[list[int]]) -> list[float]:
-    """Return the y of every slot: near its neighbours, in the given order, without overlap."""
-    left, right = graph.neighbours(-1), graph.neighbours(1)
+    """Return the y of every slot: each column is packed in the given order, around one middle."""
+    room = [sum(graph.heights[slot] + SPACE for slot in layer) for layer in layers]
     y = [0.0] * len(graph.columns)
-    for sweep in range(ROUNDS):
-        for layer in layers if sweep % 2 == 0 else reversed(layers):
-            around = [left[slot] + right[slot] for slot in layer]
-            wanted = [
-                fmean(y[other] for other in others) if others else y[slot]
-                for slot, others in zip(layer, around, strict=True)
-            ]
-            places = _apart(wanted, [graph.heights[slot] for slot in layer])
-            for slot, place in zip(layer, places, strict=True):
-                y[slot] = place
-    top = min(value - height / 2 for value, height in zip(y, graph.heights, strict=True))
-    return [value - top + MARGIN for value in y]
-
-
-def _apart(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
-    """Return the places nearest to `wanted` in least squares that keep order and distance."""
-    packed = [0.0]
-    for above, below in pairwise(heights):
-        packed.append(packed[-1] + (above + below) / 2 + SPACE)
-    # What is left after taking the packed places away need only not decrease.
-    slack = isotonic_regression([w - p for w, p in zip(wanted, packed, strict=True)]).x
-    return [float(p + s) for p, s in zip(packed, slack, strict=True)]
+    for layer, height in zip(layers, room, strict=True):
+        place = MARGIN + (max(room) - height) / 2
+        for slot in layer:
+            y[slot] = place + graph.heights[slot] / 2
+            place += graph.heights[slot] + SPACE
+    return y
 
 
 def _widths(graph: _Graph, columns: int) -> tuple[list[float], list[float]]:

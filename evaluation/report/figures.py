@@ -1,77 +1,94 @@
-"""What the interactive figures of the page show, as plain JSON data that `page.js` draws.
+"""The interactive figures of the page: accuracy against a cost of choice, and how fronts grew."""
 
-Whatever a reader sees as text is written here; the script only places it.
-"""
-
-from collections import Counter
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
+from html import escape
+from itertools import accumulate
 from statistics import fmean
 from typing import Any
+
+import plotly.graph_objects as go
 
 from evaluation.cost.costs import FILE, kind_of
 from evaluation.cost.device_latency import LATENCY
 from evaluation.cost.sizes import BITS, FLOPS, PARAMS
 from evaluation.pareto.choice import amount_of
-from evaluation.pareto.front import pareto_set
 from evaluation.records import Measured, ModelRecord
 from evaluation.report.findings import Report
 from evaluation.report.plots import BASELINE_STYLES, FRONT_COLOUR, SEARCH_COLOURS, visible_range
 from evaluation.words import kilobytes, milliseconds, percent
 
-JSON = dict[str, Any]
 FRONT = "Pareto set"
 SYMBOLS = {"s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down"}  # of plotly
 FIRST_AXES = (PARAMS.name, FLOPS.name, LATENCY.name, FILE.name, BITS.name)  # of every report
+HOVER_CHARACTERS = 46
+PANEL_PX, PANEL_GAP = 330, 0.04
+LAYOUT = {
+    "template": "plotly_white",
+    "showlegend": True,
+    "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},
+    "margin": {"l": 70, "r": 14, "t": 50, "b": 70},
+}
 
 
-def figures(report: Report) -> JSON:
-    """Return the data of the figures.
+@dataclass(frozen=True)
+class _Series:
+    """A trace, and its x and y on the axis of each cost; an x is None where it is not known."""
 
-    A network that can be pointed at has a number: its place in `networks`, with its id and what is
-    known of it. The first `members` are those of the front and of the baselines; `first` is the one
-    to show first. A series of points has those numbers, the places on every cost axis (null where
-    that cost is not known), accuracies in [0, 1], and standard deviations (null for fewer than two
-    seeds).
+    trace: go.Scatter
+    at: Mapping[str, tuple[Sequence[float | None], Sequence[float]]]
+
+
+def cost_figure(report: Report) -> go.Figure | None:
+    """Draw the searches, below them what is retrained, and a menu of costs for the axis of both.
+
+    The point of a member carries its place among the front and then the baselines. None where
+    there is nothing to draw.
     """
-    networks, axes = _Networks(report), axes_of(report)
-    front = networks.numbers(FRONT, report.front, report.measured)
-    front_of = {record.id: number for record, number in zip(report.front, front, strict=True)}
-    baselines = [
-        (networks.numbers(baseline.label, baseline.records, report.measured), baseline)
-        for baseline in report.baselines
-    ]
-    members = len(networks.shown)
-    searches: list[JSON] = []
-    groups = zip(searches_of(report).items(), SEARCH_COLOURS, strict=True)
-    for (label, records), colour in groups:
-        alive = [record for record in records if record.valid_accuracy is not None]
-        numbers = networks.numbers(label, alive, {}, front_of if not searches else {})
-        searches.append(_search(axes, numbers, alive) | {"label": label, "colour": colour})
-    style = {"label": FRONT, "colour": FRONT_COLOUR, "symbol": "circle"}
-    searches.append(_found(axes, report, front) | style)
-    retrained = [_retrained(axes, front, report.front, report.measured) | style]
-    for order, (numbers, baseline) in enumerate(baselines):
-        colour, marker = BASELINE_STYLES[order % len(BASELINE_STYLES)]
-        style = {"label": baseline.label, "colour": colour, "symbol": SYMBOLS[marker]}
-        retrained.append(_retrained(axes, numbers, baseline.records, report.measured) | style)
-    tested = [
-        number for number, record in zip(front, report.front, strict=True) if record.test_accuracy
-    ]
-    return {
-        "axes": [
-            asdict(kind_of(cost).axis) | {"cost": cost} for cost in axes if _known(report, cost)
-        ],
-        "networks": networks.shown,
-        "members": members,
-        "first": max(tested, default=0),
-        "searches": _panel(searches),
-        "retrained": _panel(retrained),
-        "growth": [
-            {"label": label, "shares": shares, "colour": colour}
-            for (label, shares), colour in zip(report.growth, SEARCH_COLOURS, strict=False)
-        ],
+    axes = axes_of(report)
+    titled = {
+        "validation accuracy in the search": _searches(report, axes),
+        "mean test accuracy ± one std": _retrained(report, axes),
     }
+    panels = [(title, panel) for title, panel in titled.items() if panel]
+    if not panels:
+        return None
+    every = [series for _, panel in panels for series in panel]
+    menu = [_choice(cost, every) for cost in axes]
+    figure = go.Figure(layout=LAYOUT | {"height": 120 + PANEL_PX * len(panels)})
+    figure.update_xaxes(type="log", nticks=5, anchor=f"y{len(panels)}", showline=True)
+    figure.update_xaxes(showspikes=True, spikemode="across", spikethickness=1)
+    figure.update_layout(
+        updatemenus=[{"buttons": menu, "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}]
+    )
+    for number, (title, panel) in enumerate(panels, start=1):
+        points = [y for one in panel if one.trace.mode == "markers" for y in one.at[axes[0]][1]]
+        low, high, note = visible_range(points) or (None, None, "")
+        bottom, top = 1 - number / len(panels) + PANEL_GAP, 1 - (number - 1) / len(panels)
+        axis = {"title": title, "tickformat": "~%", "zeroline": False}
+        axis |= {"range": [low, high], "domain": [bottom, top]}
+        figure.update_layout({f"yaxis{number}": axis})
+        if note:
+            place = {"xref": "paper", "x": 0, "yref": "paper", "y": bottom, "yanchor": "bottom"}
+            figure.add_annotation(text=note, showarrow=False, bgcolor="white", **place)
+        for series in panel:
+            x, y = series.at[axes[0]]
+            figure.add_trace(series.trace.update(x=x, y=y, yaxis=f"y{number}"))
+    return figure.update_layout(menu[0]["args"][1])
+
+
+def growth_figure(report: Report) -> go.Figure | None:
+    """Draw the hypervolume after every evaluation of each search; None where it is not known."""
+    if not report.growth:
+        return None
+    figure = go.Figure(layout=LAYOUT | {"height": 350, "hovermode": "x unified"})
+    figure.update_xaxes(title="evaluated networks", rangemode="tozero", zeroline=False)
+    figure.update_yaxes(tickformat="~%", hoverformat=".2%", zeroline=False)
+    for (label, shares), colour in zip(report.growth, SEARCH_COLOURS, strict=False):
+        evaluations = list(range(1, len(shares) + 1))
+        figure.add_scatter(x=evaluations, y=shares, mode="lines", **_line(label, colour))
+    return figure
 
 
 def searches_of(report: Report) -> dict[str, tuple[ModelRecord, ...]]:
@@ -81,6 +98,11 @@ def searches_of(report: Report) -> dict[str, tuple[ModelRecord, ...]]:
     if labels[0] == labels[1]:  # the search may be random itself
         labels[1] += ", once more"
     return dict(zip(labels, (report.archive, report.random_archive), strict=True))
+
+
+def members_of(report: Report) -> list[tuple[str, tuple[ModelRecord, ...]]]:
+    """Return the networks that a reader may choose, by group: the front, then the baselines."""
+    return [(FRONT, report.front), *((group.label, group.records) for group in report.baselines)]
 
 
 def latency_of(record: ModelRecord, measured: Measured | None) -> tuple[float | None, bool]:
@@ -107,145 +129,145 @@ def other_costs(records: Iterable[ModelRecord]) -> list[str]:
 
 
 def axes_of(report: Report) -> list[str]:
-    """Return the names of all costs that may have an axis."""
-    return [*FIRST_AXES, *other_costs(_everyone(report))]
-
-
-def _everyone(report: Report) -> tuple[ModelRecord, ...]:
+    """Return the costs that there is something to draw against; bits only of 1-bit networks."""
     baselines = [record for baseline in report.baselines for record in baseline.records]
-    return (*report.front, *report.archive, *report.random_archive, *baselines)
+    everyone = (*report.front, *report.archive, *report.random_archive, *baselines)
+    costs = [costs_of(record, report.measured.get(record.id)) for record in everyone]
+    return [
+        name
+        for name in (*FIRST_AXES, *other_costs(everyone))
+        if any(cost.get(name) is not None for cost in costs)
+        and (name != BITS.name or any(record.cost.bit_params for record in everyone))
+    ]
 
 
-def _known(report: Report, cost: str) -> bool:
-    """Tell whether there is anything to draw against a cost; bits only for 1-bit networks."""
-    everyone = _everyone(report)
-    if cost == BITS.name:
-        return any(record.cost.bit_params for record in everyone)
-    return any(costs_of(r, report.measured.get(r.id)).get(cost) is not None for r in everyone)
-
-
-@dataclass
-class _Networks:
-    """The networks that a reader can point at, numbered in the order of arrival."""
-
-    report: Report
-    shown: list[JSON] = field(default_factory=list)
-
-    def numbers(
-        self,
-        group: str,
-        records: Iterable[ModelRecord],
-        measured: Mapping[str, Measured],
-        known: Mapping[str, int] | None = None,
-    ) -> list[int]:
-        """Number records; those whose id is in `known` keep the number that they have."""
-        numbers = []
-        for record in records:
-            number = (known or {}).get(record.id)
-            if number is None:
-                number = len(self.shown)
-                self.shown.append(self._shown(group, record, measured.get(record.id)))
-            numbers.append(number)
-        return numbers
-
-    def _shown(self, group: str, record: ModelRecord, measured: Measured | None) -> JSON:
-        """Return what is shown of a network: (name, text) pairs and (place, caption) of cells."""
-        places = {block.name: place for place, block in enumerate(self.report.blocks)}
-        cells = [
-            (places[name], name if uses == 1 else f"{name} × {uses}")
-            for name, uses in Counter(record.blocks).items()
-            if name in places
-        ]
-        return {"id": record.id, "group": group, "facts": _facts(record, measured), "cells": cells}
-
-
-def _facts(record: ModelRecord, measured: Measured | None) -> list[tuple[str, str]]:
-    """Return (name, text) for whatever is known of a network."""
-    cost, others, facts = record.cost, record.cost.others(), []
-    facts += [("params", f"{cost.params:,}"), ("FLOPs", f"{cost.flops:,}")]
+def facts(record: ModelRecord, measured: Measured | None) -> dict[str, str]:
+    """Return whatever is known of a network, for a reader, by what it is."""
+    cost = record.cost
+    known = {"params": f"{cost.params:,}", "FLOPs": f"{cost.flops:,}"}
     if cost.bit_params:
-        facts.append(("bits", f"{cost.model_bits:,}"))
+        known["bits"] = f"{cost.model_bits:,}"
     latency, whole = latency_of(record, measured)
     if latency is not None:
-        facts.append(("latency", f"{milliseconds(latency)} ms{'' if whole else ', estimated'}"))
+        known["latency"] = f"{milliseconds(latency)} ms{'' if whole else ', estimated'}"
     if measured is not None and measured.spread_ms is not None:
-        facts.append(("quartile range", f"{milliseconds(measured.spread_ms, 2)} ms"))
+        known["quartile range"] = f"{milliseconds(measured.spread_ms, 2)} ms"
     if measured is not None and measured.file_bytes is not None:
-        facts.append(("file size", kilobytes(measured.file_bytes)))
-    facts += [(kind_of(name).axis.name, amount_of(value, name)) for name, value in others.items()]
+        known["file size"] = kilobytes(measured.file_bytes)
+    for name, value in cost.others().items():
+        known[kind_of(name).axis.name] = amount_of(value, name)
     if record.valid_accuracy is not None:
-        facts.append(("validation accuracy", percent(record.valid_accuracy)))
+        known["validation accuracy"] = percent(record.valid_accuracy)
     if record.test_accuracy:
         std = record.test_accuracy_std
         noise = "" if std is None else f" ± {100 * std:.2f}"
-        facts.append(("test accuracy", percent(fmean(record.test_accuracy)) + noise))
+        known["test accuracy"] = percent(fmean(record.test_accuracy)) + noise
         each = zip(record.seeds, record.test_accuracy, strict=True)
-        facts.append(("seeds", ", ".join(f"{seed}: {percent(value)}" for seed, value in each)))
+        known["seeds"] = ", ".join(f"{seed}: {percent(value)}" for seed, value in each)
     if record.blocks:
-        facts.append(("blocks", " · ".join(record.blocks)))
+        known["blocks"] = " · ".join(record.blocks)
     if record.genome:
-        facts.append(("genome", " ".join(map(str, record.genome))))
-    return facts
+        known["genome"] = " ".join(map(str, record.genome))
+    return known
 
 
-def _series(
-    axes: Sequence[str],
-    numbers: Sequence[int],
-    points: Sequence[tuple[dict[str, float | None], float]],
-    deviations: Sequence[float | None] = (),
-) -> JSON:
-    """Return the points of (costs, accuracy) of the networks of these numbers."""
+def _choice(cost: str, every: Sequence[_Series]) -> dict[str, Any]:
+    """Return the entry of the menu that moves every series to the axis of a cost."""
+    axis = kind_of(cost).axis
+    points = [series.at[cost] for series in every]
+    layout = {"title.text": _plain(axis.title), "tickformat": axis.format, "autorange": True}
+    layout["ticksuffix"] = axis.suffix
+    moved = {"x": [x for x, _ in points], "y": [y for _, y in points]}
     return {
-        "networks": numbers,
-        "costs": {cost: [costs.get(cost) for costs, _ in points] for cost in axes},
-        "accuracy": [accuracy for _, accuracy in points],
-        "deviations": deviations,
+        "label": _plain(axis.name),
+        "method": "update",
+        "args": [moved, {f"xaxis.{key}": value for key, value in layout.items()}],
     }
 
 
-def _search(axes: Sequence[str], numbers: Sequence[int], alive: Sequence[ModelRecord]) -> JSON:
-    """Return every network that did not fail, and for each cost the steps of the best so far."""
-    points = [(costs_of(record, None), record.valid_accuracy or 0.0) for record in alive]
-    steps = {cost: _steps(alive, cost) for cost in axes if cost != FILE.name}
-    return _series(axes, numbers, points) | {"steps": steps}
+def _searches(report: Report, axes: Sequence[str]) -> list[_Series]:
+    """Return of each search its best accuracy at every cost and all networks, and the front."""
+    shown: list[_Series] = []
+    for (label, records), colour in zip(searches_of(report).items(), SEARCH_COLOURS, strict=True):
+        alive = [record for record in records if record.valid_accuracy is not None]
+        line = go.Scatter(mode="lines", hoverinfo="skip", **_line(label, colour))
+        shown.append(_Series(line, {cost: _steps(alive, cost) for cost in axes}))
+        dots = _points(report, axes, label, alive, {}, [r.valid_accuracy or 0.0 for r in alive])
+        pale = {"color": colour, "size": 6, "opacity": 0.3}
+        dots.trace.update(marker=pale, unselected_marker_opacity=0.3, showlegend=False)
+        shown.append(dots)
+    found = [record for record in report.front if record.valid_accuracy is not None]
+    accuracies = [record.valid_accuracy or 0.0 for record in found]
+    front = _points(report, axes, FRONT, found, report.measured, accuracies)
+    front.trace.update(marker_color=FRONT_COLOUR)
+    return [series for series in (*shown, front) if series.at[axes[0]][0]]
 
 
-def _steps(alive: Sequence[ModelRecord], cost: str) -> list[tuple[float, float]]:
-    """Return the corners (cost, accuracy) of the best accuracy so far, up to the largest cost."""
-    placed = [(record.cost.known().get(cost), record) for record in alive]
-    known = [(place, record) for place, record in placed if place is not None]
-    best = pareto_set([record for _, record in known], (cost,))
-    corners = [(r.cost.count(cost), r.valid_accuracy or 0.0) for r in best]
-    return [*corners, (max(place for place, _ in known), corners[-1][1])] if corners else []
+def _retrained(report: Report, axes: Sequence[str]) -> list[_Series]:
+    """Return mean test accuracies with one standard deviation."""
+    groups = [(FRONT, report.front, (FRONT_COLOUR, "circle"))]
+    for order, baseline in enumerate(report.baselines):
+        colour, marker = BASELINE_STYLES[order % len(BASELINE_STYLES)]
+        groups.append((baseline.label, baseline.records, (colour, SYMBOLS[marker])))
+    shown = []
+    for label, records, (colour, symbol) in groups:
+        tested = [record for record in records if record.test_accuracy]
+        means = [fmean(record.test_accuracy) for record in tested]
+        stds = [record.test_accuracy_std for record in tested]
+        series = _points(report, axes, label, tested, report.measured, means)
+        series.trace.update(marker_color=colour, marker_symbol=symbol, showlegend=label != FRONT)
+        series.trace.update(error_y={"type": "data", "array": stds, "thickness": 1.3, "width": 4})
+        shown.append(series)
+    return [series for series in shown if series.at[axes[0]][0]]
 
 
-def _found(axes: Sequence[str], report: Report, numbers: Sequence[int]) -> JSON:
-    """Return the Pareto set as the search saw it: by validation accuracy."""
-    points = [
-        (number, costs_of(record, report.measured.get(record.id)), record.valid_accuracy)
-        for number, record in zip(numbers, report.front, strict=True)
-    ]
-    shown = [(n, costs, accuracy) for n, costs, accuracy in points if accuracy is not None]
-    return _series(
-        axes, [n for n, _, _ in shown], [(costs, accuracy) for _, costs, accuracy in shown]
-    )
-
-
-def _retrained(
+def _points(
+    report: Report,
     axes: Sequence[str],
-    numbers: Sequence[int],
+    label: str,
     records: Sequence[ModelRecord],
     measured: Mapping[str, Measured],
-) -> JSON:
-    """Return mean test accuracies with one standard deviation."""
-    tested = [(n, r) for n, r in zip(numbers, records, strict=True) if r.test_accuracy]
-    points = [(costs_of(r, measured.get(r.id)), fmean(r.test_accuracy)) for _, r in tested]
-    return _series(axes, [n for n, _ in tested], points, [r.test_accuracy_std for _, r in tested])
+    accuracies: Sequence[float],
+) -> _Series:
+    """Return records as points that say what is known of them, and which member they are."""
+    members = [(group, r.id) for group, records in members_of(report) for r in records]
+    places = {member: place for place, member in enumerate(members)}
+    costs = [costs_of(record, measured.get(record.id)) for record in records]
+    trace = go.Scatter(
+        mode="markers",
+        marker={"size": 10, "line": {"color": "white", "width": 1}},
+        selected_marker_size=18,
+        unselected_marker_opacity=1,
+        customdata=[places.get((label, r.id), places.get((FRONT, r.id))) for r in records],
+        hoverinfo="text",
+        hovertext=[_hover(label, record, measured.get(record.id)) for record in records],
+        hoverlabel={"bgcolor": "white", "align": "left"},
+        name=_plain(label),
+        legendgroup=_plain(label),
+    )
+    return _Series(trace, {name: ([cost.get(name) for cost in costs], accuracies) for name in axes})
 
 
-def _panel(series: list[JSON]) -> JSON:
-    """Return series that have points, with what part of the axis of accuracies to show first."""
-    shown = [one for one in series if one["networks"]]
-    place = visible_range(accuracy for one in shown for accuracy in one["accuracy"])
-    low, high, note = place or (None, None, "")
-    return {"series": shown, "range": place and [low, high], "note": note}
+def _steps(alive: Sequence[ModelRecord], cost: str) -> tuple[list[float], list[float]]:
+    """Return the known costs, ascending, and the best accuracy up to each."""
+    known = [(record.cost.known().get(cost), record.valid_accuracy or 0.0) for record in alive]
+    points = sorted((place, accuracy) for place, accuracy in known if place is not None)
+    return [x for x, _ in points], list(accumulate((y for _, y in points), max))
+
+
+def _line(label: str, colour: str) -> dict[str, Any]:
+    line = {"shape": "hv", "color": colour, "width": 2}
+    return {"name": _plain(label), "legendgroup": _plain(label), "line": line}
+
+
+def _hover(label: str, record: ModelRecord, measured: Measured | None) -> str:
+    """Return what plotly shows at a point, in short lines."""
+    said = [f"{name}: {text}" for name, text in facts(record, measured).items()]
+    texts = [textwrap.wrap(text, HOVER_CHARACTERS) for text in (record.id, label, *said)]
+    first, *rest = ["<br>  ".join(map(_plain, lines)) for lines in texts]
+    return "<br>".join([f"<b>{first}</b>", *rest])
+
+
+def _plain(text: str) -> str:
+    """Keep a text from being read as the little HTML that plotly knows."""
+    return escape(text, quote=False)

@@ -37,14 +37,11 @@ def write_report(report: Report, folder: Path) -> Path:
         for label, records in searches_of(report).items()
     }
     baselines = {baseline.label: baseline.records for baseline in report.baselines}
-    params, flops = (
-        draw_fronts(report.front, searches, baselines=baselines, cost=cost)
-        for cost in (PARAMS.name, FLOPS.name)
-    )
+    picture = draw_fronts(report.front, searches, baselines=baselines, cost=PARAMS.name)
     path = folder / "report.html"
-    write_atomic(folder / "pareto.png", params)
+    write_atomic(folder / "pareto.png", picture)
     write_atomic(folder / "pareto.csv", _csv(report.front, report.measured))
-    write_atomic(path, page(report, params, flops))
+    write_atomic(path, page(report, picture))
     return path
 
 
