@@ -5,13 +5,34 @@ import re
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from typing import Annotated, Any
+
+from pydantic import Field, PlainValidator
+
+from evaluation.parsing import Count, Fraction, NotNegative, Positive, parsed
 
 LARGEST_COUNT = 2**63
 LATENCY = "latency_ms"
 ONE_BIT = ("bit_ops", "bit_params")  # counts that only networks with 1-bit layers carry
 COUNTS = ("params", "flops", *ONE_BIT)  # integers, which add up
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,199}")  # an id, fit for the name of a file
+
+
+def checked_name(name: object) -> str:
+    """Return an id that may become the name of a file.
+
+    Raises:
+        ValueError: If it is none: no text, too long, or with other characters.
+    """
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ValueError(
+            f"expected a name of letters, digits and _.=+- that begins with none of .=+-, "
+            f"got {name!r:.200}"
+        )
+    return name
+
+
+Name = Annotated[str, PlainValidator(checked_name)]
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -127,6 +148,28 @@ class Cost:
         counts = {"params": self.params, "flops": self.flops, LATENCY: self.latency_ms}
         return counts | dict(self.values)
 
+    @classmethod
+    def from_json(cls, data: Any) -> "Cost":
+        """Rebuild from `to_json`; a cost stays as it is.
+
+        Raises:
+            ValueError: If there are no counts, or a value is none that a network could have.
+        """
+        if isinstance(data, cls):
+            return data
+        if not isinstance(data, dict) or not {"params", "flops"} <= data.keys():
+            raise ValueError("expected params and flops")
+        for name, value in data.items():
+            checked_name(name)
+            if name in COUNTS:
+                good = type(value) is int and 0 <= value < LARGEST_COUNT
+            else:
+                number = isinstance(value, float | int) and not isinstance(value, bool)
+                good = value is None or (number and 0 <= value < math.inf)
+            if not good or (value == 0 and name == LATENCY):
+                raise ValueError(f"{name} {value!r:.80}")
+        return cls(**data)
+
     def _counted(self, name: str) -> int:
         return int(dict(self.values).get(name, 0))
 
@@ -147,14 +190,14 @@ class ModelRecord:
         failure: Why there is no accuracy, None when there is one.
     """
 
-    id: str
-    genome: tuple[int, ...]
-    blocks: tuple[str, ...]
-    cost: Cost
-    seed: int
-    valid_accuracy: float | None = None
-    test_accuracy: tuple[float, ...] = ()
-    seeds: tuple[int, ...] = ()
+    id: Name
+    genome: tuple[Count, ...]
+    blocks: tuple[Name, ...]
+    cost: Annotated[Cost, PlainValidator(Cost.from_json)]
+    seed: Count
+    valid_accuracy: Fraction | None = None
+    test_accuracy: tuple[Fraction, ...] = ()
+    seeds: tuple[Count, ...] = ()
     failure: str | None = None
 
     @property
@@ -197,42 +240,16 @@ class ModelRecord:
         return {**vars(self), "cost": self.cost.to_json()}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
+    def from_json(cls, data: Any) -> "ModelRecord":
         """Rebuild from `to_json`.
 
         Raises:
-            ValueError: If a field is missing, unknown or of another type, or a name is none that
-                could name a file.
+            ValueError: If a field is missing or of another type, or a name is none that could name
+                a file.
         """
-        try:
-            fields = dict(data)
-            fields["cost"] = Cost(**fields["cost"])
-            for name in ("genome", "blocks", "test_accuracy", "seeds"):
-                fields[name] = tuple(fields[name])
-            record = cls(**fields)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"not a model record: {error}") from error
-        values = dict(record.cost.values)
-        sizes = [values.pop(name, 0 if name in ONE_BIT else None) for name in COUNTS]
-        counts = (*sizes, *record.genome, record.seed, *record.seeds)
-        good = all(type(count) is int and 0 <= count < LARGEST_COUNT for count in counts)
-        if not good or not isinstance(record.failure, str | None):
-            raise ValueError(f"not a model record: {str(data)[:200]}")
-        try:
-            for name in (record.id, *record.blocks):
-                checked_name(name)
-        except ValueError as error:
-            raise ValueError(f"not a model record: {error}") from error
-        for name, value in values.items():
-            number = isinstance(value, float | int) and 0 <= value < math.inf
-            if not number or (value == 0 and name == LATENCY):
-                raise ValueError(f"not a model record: {name} {value!r}")
-        valid = () if record.valid_accuracy is None else (record.valid_accuracy,)
-        accuracies = (*valid, *record.test_accuracy)
-        if not all(isinstance(a, float | int) and 0 <= a <= 1 for a in accuracies):
-            raise ValueError(f"accuracies are fractions in [0, 1], got {accuracies}")
+        record = parsed(cls, data, "a model record")
         if record.genome and record.valid_accuracy is None and record.failure is None:
-            raise ValueError("a record has a valid_accuracy or a failure")
+            raise ValueError("not a model record: it has neither a valid_accuracy nor a failure")
         return record
 
 
@@ -246,42 +263,10 @@ class Measured:
         file_bytes: Size of the file of its weights; None where there is none.
     """
 
-    latency_ms: float | None
-    spread_ms: float | None
-    file_bytes: int | None = None
+    latency_ms: Positive | None
+    spread_ms: NotNegative | None
+    file_bytes: Annotated[int, Field(gt=0)] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data."""
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Any) -> Self:
-        """Rebuild from `to_json`.
-
-        Raises:
-            ValueError: If a field is missing, unknown or no positive figure.
-        """
-        try:
-            measured = cls(**data)
-            size = 1 if measured.file_bytes is None else measured.file_bytes
-            times = [ms for ms in (measured.latency_ms, measured.spread_ms) if ms is not None]
-            fits = all(0 <= ms < math.inf for ms in times) and measured.latency_ms != 0
-        except TypeError as error:
-            raise ValueError(f"not a measurement: {error}") from error
-        if not fits or not isinstance(size, int) or size < 1:
-            raise ValueError(f"not a measurement: {data}")
-        return measured
-
-
-def checked_name(name: object) -> str:
-    """Return an id that may become the name of a file.
-
-    Raises:
-        ValueError: If it is none: no text, too long, or with other characters.
-    """
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise ValueError(
-            f"expected a name of letters, digits and _.=+- that begins with none of .=+-, "
-            f"got {name!r:.200}"
-        )
-    return name

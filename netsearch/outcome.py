@@ -1,10 +1,15 @@
 """What a network search ends with, and how it is read back; that needs no torch."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from evaluation.pareto.front import Box, objectives
+from evaluation.parsing import Count, parsed
 from evaluation.records import ModelRecord
+
+Share = Annotated[float, Field(ge=0, le=1.000001)]  # of a sum of floats
 
 
 @dataclass(frozen=True)
@@ -16,8 +21,8 @@ class Ranking:
         networks: How many were judged in both ways.
     """
 
-    tau: float
-    networks: int
+    tau: Annotated[float, Field(ge=-1, le=1)]
+    networks: Count
 
     @classmethod
     def of(cls, one: list[float], other: list[float]) -> "Ranking | None":
@@ -41,7 +46,7 @@ class Outcome:
     """
 
     box: Box
-    hypervolume: dict[str, float]
+    hypervolume: dict[str, Share]
     front: tuple[ModelRecord, ...]
     ranking: Ranking | None = None
 
@@ -63,16 +68,7 @@ class Outcome:
         Raises:
             ValueError: If the data has another form.
         """
-        try:
-            hypervolume = {str(name): float(share) for name, share in data["hypervolume"].items()}
-            front = tuple(ModelRecord.from_json(record) for record in data["front"])
-            ranking = Ranking(**data["ranking"]) if data.get("ranking") else None
-            outcome = cls(Box.from_json(data["box"]), hypervolume, front, ranking)
-            for record in front:
-                objectives(record, outcome.box.costs)  # each has an accuracy and those costs
-            sound = all(0 <= share <= 1.000001 for share in hypervolume.values())
-        except (KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise ValueError(f"not the outcome of a network search: {error!r}") from error
-        if not sound:
-            raise ValueError("not the outcome of a network search: shares lie in [0, 1]")
+        outcome = parsed(cls, data, "the outcome of a network search")
+        for record in outcome.front:
+            objectives(record, outcome.box.costs)  # each has an accuracy and those costs
         return outcome

@@ -22,6 +22,7 @@ from blocksearch.supernet.cells import DiscreteCell, MixedCell
 from blocksearch.supernet.forms import PLAIN
 from blocksearch.supernet.supernet import Supernet
 from evaluation.cost.counts import measure_cost
+from evaluation.files.run_folder import RunFolder
 from netsearch.space.genome import GenomeSpace
 from netsearch.space.network import Network, extreme_genomes, predict_cost
 
@@ -457,8 +458,8 @@ def test_cells_with_empty_nodes_pass_through_the_library_and_into_networks(tmp_p
     ]
     assert all(() in one.cell.nodes for one in found)
     library = BlockLibrary.from_found(found, (8, 8))
-    library.save(tmp_path / "library.json")
-    assert BlockLibrary.load(tmp_path / "library.json").blocks == library.blocks
+    library.save(RunFolder(tmp_path))
+    assert BlockLibrary.load(RunFolder(tmp_path)).blocks == library.blocks
     for block in library.blocks:
         space.check(block.cell)
     names = library.names(NORMAL), library.names(REDUCTION)

@@ -19,7 +19,7 @@ OURS = {*ALLOWED, "configs", "run_pipeline", "tests", "benchmarks"}
 # Within a package each room, a folder or a single file, imports only those above it in its list.
 ROOMS = {
     "evaluation": """
-        errors words records files workers cost terminal pareto data training deploy report
+        errors words parsing records files workers cost terminal pareto data training deploy report
     """,
     "blocksearch": """
         space relaxation convolution one_bit ops kernels supernet nas_bench_201 engine strategies

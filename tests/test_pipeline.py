@@ -262,7 +262,7 @@ def test_pick_returns_the_best_retrained_model_within_the_budget(finished, large
 
 def test_pick_counts_ram_and_flash_of_a_run_that_did_not_ask_for_them(finished):
     run = Pipeline.open(finished)
-    retrained, library = run.members.retrained(), BlockLibrary.load(finished / "blocks.json")
+    retrained, library = run.members.retrained(), BlockLibrary.load(RunFolder(finished))
     problem = network_problem(run.config.netsearch, library, run.images)
     ram = {r.id: COSTS["activation_bytes"].of(problem.stack(r.genome)) for r in retrained}
     least = min(ram.values())

@@ -1,15 +1,15 @@
 """Milliseconds that were measured, here or on another device; reading them needs no torch."""
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from evaluation.cost.kind import Axis, CostKind
 from evaluation.cost.paretoblocks_latency import FORMAT
 from evaluation.errors import InputError
 from evaluation.files.atomic import read_json
+from evaluation.parsing import NotNegative, Positive, parsed
 
 NAMES_SHOWN = 3
 
@@ -22,23 +22,8 @@ LATENCY = CostKind(  # a search measures it with its `LatencyTable`
 class Latency:
     """Milliseconds of one forward pass: median and interquartile range over the timed passes."""
 
-    median_ms: float
-    spread_ms: float
-
-    @classmethod
-    def from_json(cls, data: Any) -> Self:
-        """Read an entry of a latency JSON.
-
-        Raises:
-            ValueError: If it has another form, or numbers that no measurement gives.
-        """
-        try:
-            latency = cls(float(data["median_ms"]), float(data["spread_ms"]))
-        except (KeyError, TypeError, OverflowError) as error:
-            raise ValueError(f"not a latency: {str(data)[:200]}") from error
-        if not (0 < latency.median_ms < math.inf and 0 <= latency.spread_ms < math.inf):
-            raise ValueError(f"expected milliseconds above 0, got {str(data)[:200]}")
-        return latency
+    median_ms: Positive
+    spread_ms: NotNegative
 
 
 @dataclass(frozen=True)
@@ -69,9 +54,9 @@ class DeviceLatencies:
         try:
             words = {name: str(data[name]) for name in ("device", "runtime")}
             counts = {name: int(data[name]) for name in ("threads", "batch")}
-            files = {str(name): Latency.from_json(one) for name, one in data["files"].items()}
+            files = parsed(dict[str, Latency], data["files"], "the latencies of files")
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise InputError(f"{path}: damaged latency JSON: {error!r}") from error
+            raise InputError(f"{path}: damaged latency JSON: {error}") from error
         if not files:
             raise InputError(f"{path}: damaged latency JSON: it has no file")
         return cls(path, {**words, **counts}, files)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from evaluation.cost.device_latency import Latency
 from evaluation.cost.paretoblocks_latency import LatencyError, time_file
 from evaluation.errors import InputError, not_installed
+from evaluation.parsing import parsed
 
 BATCH = 1
 MIN_TOTAL_S = 0.02  # a module of 10 us is timed 2000 times, so that its median is no accident
@@ -59,7 +60,7 @@ def measure_onnx_ms(path: Path, threads: int = 1) -> Latency:
         raise not_installed("onnx", "latency in ONNX Runtime") from error
     del onnxruntime
     try:
-        return Latency.from_json(time_file(path, threads=threads))
+        return parsed(Latency, time_file(path, threads=threads), "a latency")
     except LatencyError as error:
         raise InputError(str(error)) from error
 

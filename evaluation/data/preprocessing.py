@@ -1,17 +1,18 @@
 """From a picture to the input of a model: what a file that leaves this project must say of it."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from evaluation.data.dataset import Dataset
-from evaluation.data.pictures import DEEPEST, FITS, Fit, Pixels, read_image
+from evaluation.data.pictures import DEEPEST, Fit, Pixels, read_image
+from evaluation.parsing import Finite, Positive, Size, parsed
 
 GREY, RGB = "grey", "RGB"
 
@@ -33,12 +34,12 @@ class Preprocessing:
         white: The value that becomes 255 in pictures of more than 8 bits; larger ones do as well.
     """
 
-    image_shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    class_names: tuple[str, ...]
+    image_shape: tuple[Size, Size, Size]
+    mean: tuple[Finite, ...]
+    std: tuple[Positive, ...]
+    class_names: Annotated[tuple[str, ...], Field(min_length=2)]
     fit: Fit = "crop"
-    white: int = DEEPEST
+    white: Annotated[int, Field(ge=1, le=DEEPEST)] = DEEPEST
 
     @property
     def channel_order(self) -> str:
@@ -96,19 +97,11 @@ class Preprocessing:
         Raises:
             ValueError: If the data has another form.
         """
-        try:
-            channels, height, width = (int(size) for size in data["image_shape"])
-            mean, std = (tuple(float(x) for x in data[name]) for name in ("mean", "std"))
-            names = tuple(str(name) for name in data["class_names"])
-            how, white = FITS[str(data.get("fit", "crop"))], int(data.get("white", DEEPEST))
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"not a preprocessing: {error!r}") from error
-        fits = channels in (1, 3) and len(mean) == len(std) == channels and min(height, width) > 0
-        fits = fits and 0 < white <= DEEPEST
-        finite = all(map(math.isfinite, (*mean, *std)))
-        if not fits or not finite or min(std) <= 0 or len(names) < 2:
+        found = parsed(cls, data, "a preprocessing")
+        channels = found.image_shape[0]
+        if channels not in (1, 3) or not len(found.mean) == len(found.std) == channels:
             raise ValueError(
-                "a preprocessing has 1 or 3 channels, a mean and a positive std for each, at least "
-                f"2 class names, and a white from 1 to {DEEPEST}; got {str(data)[:200]}"
+                "not a preprocessing: expected 1 or 3 channels, and a mean and a std for each, got "
+                f"{str(data)[:200]}"
             )
-        return cls((channels, height, width), mean, std, names, how, white)
+        return found

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Self
 
+from evaluation.parsing import parsed
+
 WORKERS = "workers"  # the table that changes how, not what, a run computes
 IMAGES = "data.root"  # where the images are; what they are, their fingerprint says
 PACKAGES = ("torch", "torchvision", "pymoo", "numpy", "scipy", "joblib", "scikit-learn")
@@ -36,17 +38,9 @@ class Facts:
         """Rebuild from its fields.
 
         Raises:
-            ValueError: If one is missing, unknown or of another type.
+            ValueError: If one is missing or of another type.
         """
-        try:
-            facts = cls(**data)
-            words = [facts.name, facts.data, facts.fingerprint, facts.device]
-            words += [*facts.versions.values()]
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"not the facts of a run: {error}") from error
-        if not all(isinstance(word, str) for word in words):
-            raise ValueError("the facts of a run are strings")
-        return facts
+        return parsed(cls, data, "the facts of a run")
 
 
 def run_id(facts: Facts, config: dict[str, Any]) -> str:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.cost.costs import COSTS, kind_of
-from evaluation.records import Cost, ModelRecord, checked_name
+from evaluation.parsing import Positive, parsed
+from evaluation.records import Cost, ModelRecord, Name
 
 AT_ONCE = 500  # points compared with all others: the memory is that of so many rows
 
@@ -75,10 +76,19 @@ class Box:
         costs: Names of the costs.
     """
 
-    worst_error: float
-    least: tuple[float, ...]
-    reference: tuple[float, ...]
-    costs: tuple[str, ...] = ("params",)
+    worst_error: Positive
+    least: tuple[Positive, ...]
+    reference: tuple[Positive, ...]
+    costs: tuple[Name, ...] = ("params",)
+
+    def __post_init__(self) -> None:
+        """Check the numbers of values.
+
+        Raises:
+            ValueError: If there is not one of each for every cost.
+        """
+        if not self.costs or not len(self.costs) == len(self.least) == len(self.reference):
+            raise ValueError(f"a box has a least and a reference value for each cost, got {self}")
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Box":
@@ -87,14 +97,7 @@ class Box:
         Raises:
             ValueError: If they are those of no box.
         """
-        least, reference = (tuple(map(float, data[name])) for name in ("least", "reference"))
-        box = cls(float(data["worst_error"]), least, reference, tuple(data["costs"]))
-        named = [checked_name(name) for name in box.costs]
-        if not named or not len(box.costs) == len(least) == len(reference):
-            raise ValueError(f"a box has a least and a reference value for each cost, got {box}")
-        if not all(0 < x < math.inf for x in (box.worst_error, *least, *reference)):
-            raise ValueError(f"a box has positive sizes, got {box}")
-        return box
+        return parsed(cls, data, "the box of a hypervolume")
 
     def describe(self) -> str:
         """Say in a sentence where the reference point lies."""

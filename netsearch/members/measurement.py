@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from evaluation.files.run_folder import RunFolder
+from evaluation.parsing import parsed
 from evaluation.records import Measured
 
 
@@ -41,5 +42,4 @@ class Measurements:
         Raises:
             ValueError: If the data has another form.
         """
-        models = {str(id): Measured.from_json(one) for id, one in data["models"].items()}
-        return cls(str(data["device"]), models)
+        return parsed(cls, data, "measurements")

@@ -5,12 +5,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from blocksearch.space import Cell
+from evaluation.parsing import Size, parsed
 
 Genome = tuple[int, ...]
 Floats = NDArray[np.float64]
@@ -36,8 +38,8 @@ class Stage:
     """A run of equal blocks at one resolution; `channels` is the width C of each."""
 
     block: str
-    repeats: int
-    channels: int
+    repeats: Size
+    channels: Size
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,17 @@ class NetworkSpec:
     Blocks are named; their cells stand in the block library.
     """
 
-    stages: tuple[Stage, ...]
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     reductions: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Check the number of reductions.
+
+        Raises:
+            ValueError: If it is not one less than that of the stages.
+        """
+        if len(self.reductions) != len(self.stages) - 1:
+            raise ValueError(f"expected a reduction between each two stages, got {self}")
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -74,18 +85,7 @@ class NetworkSpec:
         Raises:
             ValueError: If the data has another form, or a size below 1.
         """
-        try:
-            stages = tuple(
-                Stage(str(one["block"]), int(one["repeats"]), int(one["channels"]))
-                for one in data["stages"]
-            )
-            spec = cls(stages, tuple(str(name) for name in data["reductions"]))
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"not a network: {str(data)[:200]}") from error
-        sizes = [size for stage in stages for size in (stage.repeats, stage.channels)]
-        if not stages or min(sizes) < 1 or len(spec.reductions) != len(stages) - 1:
-            raise ValueError(f"not a network: {str(data)[:200]}")
-        return spec
+        return parsed(cls, data, "a network")
 
 
 @dataclass(frozen=True)

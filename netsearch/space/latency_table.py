@@ -36,6 +36,7 @@ from evaluation.cost.paretoblocks_latency import NAME_KEY
 from evaluation.deploy.onnx_files import save_onnx
 from evaluation.errors import InputError
 from evaluation.files.run_folder import RunFolder
+from evaluation.parsing import Positive, parsed
 from evaluation.training.loop import seeded_model
 from netsearch.space.genome import NetworkSpec, Stage
 from netsearch.space.networks import Networks
@@ -70,7 +71,7 @@ class LatencyTable:
         facts: On what it was measured: device, threads, batch, and torch or another runtime.
     """
 
-    parts_ms: Mapping[str, float]
+    parts_ms: Mapping[str, Positive]
     image_shape: Shape
     classes: int
     facts: Mapping[str, str | int]
@@ -207,16 +208,10 @@ class LatencyTable:
         Raises:
             ValueError: If the data has another form.
         """
-        try:
-            parts_ms = {str(name): float(ms) for name, ms in data["parts_ms"].items()}
-            channels, height, width = (int(size) for size in data["image_shape"])
-            facts, classes = dict(data["facts"]), int(data["classes"])
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise ValueError(f"not a latency table: {error!r}") from error
-        wrong = {name: ms for name, ms in parts_ms.items() if not 0 < ms < math.inf}
-        if wrong or not parts_ms:
-            raise ValueError(f"not a latency table: expected milliseconds above 0, got {wrong}")
-        return cls(parts_ms, (channels, height, width), classes, facts)
+        table = parsed(cls, data, "a latency table")
+        if not table.parts_ms:
+            raise ValueError("not a latency table: it has no part")
+        return table
 
     def save(self, folder: RunFolder) -> None:
         """Write `latency.json` into a run's folder, so that a resumed run has these numbers."""
