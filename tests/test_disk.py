@@ -122,10 +122,8 @@ def test_a_disk_that_is_full_once_at_every_single_write_changes_nothing(tmp_path
     assert result(tmp_path) == unbroken
 
 
-@pytest.mark.parametrize(
-    "until",
-    ["networks", *(pytest.param(other, marks=pytest.mark.slow) for other in ("blocks", "retrain"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("until", ["blocks", "networks", "retrain"])
 def test_a_folder_that_disappears_is_named_and_not_made_again(tmp_path, writes, unbroken, until):
     """It goes in the middle of a stage, and the run goes on when it is back."""
     folder, away = tmp_path / "run", tmp_path / "away"

@@ -152,6 +152,14 @@ def trained(period_batch):
 
 
 @pytest.fixture(scope="module")
+def untrained(period_batch):
+    """A model that is asked to be written and is not."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Plain(), *period_batch(400, 1000)
+
+
+@pytest.fixture(scope="module")
 def files(trained, tmp_path_factory, period_batch):
     """What each format makes of the trained model, by its suffix."""
     model, images, _ = trained
@@ -297,9 +305,9 @@ def test_a_file_that_exists_is_replaced_only_if_asked_and_nothing_is_said(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_folder_is_never_replaced(trained, tmp_path):
+def test_a_folder_is_never_replaced(untrained, tmp_path):
     with pytest.raises(InputError, match="exists"):
-        calls(trained)["onnx"](tmp_path, overwrite=True)
+        calls(untrained)["onnx"](tmp_path, overwrite=True)
 
 
 @pytest.mark.slow
@@ -325,20 +333,22 @@ def test_a_model_that_does_not_export_leaves_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("form", "package"), [("onnx", "onnxscript"), ("int8", "onnx"), ("int8", "onnxruntime")]
 )
-def test_the_missing_extra_is_named(trained, tmp_path, monkeypatch, form, package):
+def test_the_missing_extra_is_named(untrained, tmp_path, monkeypatch, form, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match="the extra 'onnx' is not installed"):
-        calls(trained)[form](tmp_path / "a")
+        calls(untrained)[form](tmp_path / "a")
     assert [*tmp_path.iterdir()] == []
 
 
 @pytest.mark.parametrize(
     ("images", "classes"), [(torch.ones(4, 3, 8, 8), 2), (torch.ones(0, *SHAPE), 2), (None, 3)]
 )
-def test_what_is_said_of_a_model_must_fit_it(trained, tmp_path, images, classes):
-    images = trained[1] if images is None else images
+def test_what_is_said_of_a_model_must_fit_it(untrained, tmp_path, images, classes):
+    images = untrained[1] if images is None else images
     with pytest.raises(ValueError, match="expected"):
-        export_onnx(trained[0], preprocessing_of(SHAPE, classes), images, tmp_path / "a", name="x")
+        export_onnx(
+            untrained[0], preprocessing_of(SHAPE, classes), images, tmp_path / "a", name="x"
+        )
     assert [*tmp_path.iterdir()] == []
 
 

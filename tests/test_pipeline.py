@@ -183,6 +183,7 @@ def test_another_seed_gives_other_networks(finished, tmp_path):
     assert records(tmp_path, "archive") != records(finished, "archive")
 
 
+@pytest.mark.slow
 def test_until_stops_after_its_stage_and_a_later_call_goes_on(finished, tmp_path):
     pipeline(tmp_path).run("blocks")
     assert (tmp_path / "blocks.json").exists() and not (tmp_path / "archive.jsonl").exists()

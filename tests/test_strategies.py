@@ -80,7 +80,8 @@ def parametrized(fast: Collection[str]) -> pytest.MarkDecorator:
 every_strategy = parametrized({*STRATEGIES, "documented"})
 # A step of dcp_nas takes as long as ten of the others.
 every_strategy_for_many_steps = parametrized({*STRATEGIES, "documented"} - {"dcp_nas"})
-every_strategy_for_minutes = parametrized({"enhanced_gradient", "documented"})
+every_strategy_for_minutes = parametrized({"enhanced_gradient"})
+every_strategy_when_traced = parametrized({"documented"})  # tracing is slow, and the rest is here
 
 
 def build(strategy_class: Made, setup: SearchSetup, seed: int = 0) -> Strategy:
@@ -167,8 +168,8 @@ def test_the_same_seed_gives_the_same_cells_and_another_seed_other_alphas(
     strategy_class, make_setup, period_batch
 ):
     def searched(seed: int) -> Strategy:
-        strategy = build(strategy_class, make_setup(OPS), seed)
-        run(strategy, period_batch, steps=8)
+        strategy = build(strategy_class, make_setup(OPS, nodes=1), seed)
+        run(strategy, period_batch, steps=5)
         return strategy
 
     first, second, other = searched(0), searched(0), searched(1)
@@ -184,7 +185,7 @@ def test_global_random_numbers_do_not_matter(strategy_class, make_setup, period_
     for global_seed in (1, 2):
         with torch.random.fork_rng():
             torch.manual_seed(global_seed)
-            strategy = build(strategy_class, make_setup(OPS))
+            strategy = build(strategy_class, make_setup(OPS, nodes=1))
             run(strategy, period_batch, steps=3)
         found.append(strategy.architecture())
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
@@ -252,7 +253,7 @@ class Died(BaseException):
     """Is no `Exception`, as the end of a process is not."""
 
 
-@every_strategy
+@every_strategy_for_many_steps
 def test_a_search_that_is_killed_after_each_of_its_steps_continues_bit_for_bit(
     strategy_class, make_setup, period_split, monkeypatch, tmp_path: Path
 ):
@@ -326,7 +327,7 @@ def tensors_that_a_step_changes(strategy: Strategy) -> list[torch.Tensor]:
     return list(found.values())
 
 
-@every_strategy_for_minutes
+@every_strategy_when_traced
 def test_a_search_whose_steps_are_replayed_equals_the_eager_one(
     strategy_class, make_setup, period_split, monkeypatch, tmp_path: Path
 ):
