@@ -204,13 +204,6 @@ def interrupted(folder, name, sign):
 
 @needs_proc
 @pytest.mark.slow
-def test_sigterm_ends_a_run_with_its_workers_and_says_how_to_go_on(tmp_path):
-    status, last = interrupted(tmp_path, "SIGTERM", "archive.jsonl")
-    assert (status, last) == (143, "terminated; the same command continues the run")
-
-
-@needs_proc
-@pytest.mark.slow
 @pytest.mark.parametrize("name", SIGNALS)
 def test_a_signal_in_each_stage_ends_the_run_cleanly_and_it_goes_on_to_the_same_end(
     tmp_path, unbroken, name

@@ -2,7 +2,6 @@
 
 import io
 import json
-import random
 import shutil
 import signal
 import subprocess
@@ -205,23 +204,6 @@ def test_deleting_a_result_redoes_that_result_alone(finished, copy):
     assert (copy / "blocks.json").stat().st_mtime_ns == blocks
     assert records(copy, "archive") == records(finished, "archive")
     assert (copy / "pareto.json").read_bytes() == (finished / "pareto.json").read_bytes()
-
-
-@pytest.mark.slow
-def test_ten_kills_at_random_moments_end_as_the_unbroken_run(finished, tmp_path):
-    generator = random.Random(0)
-    kills = 0
-    while kills < 10:
-        run = subprocess.Popen(run_command(tmp_path), stderr=subprocess.DEVNULL)
-        try:
-            run.wait(timeout=generator.uniform(6, 14))
-            break  # it has finished before its kill
-        except subprocess.TimeoutExpired:
-            run.send_signal(signal.SIGKILL)
-            run.wait()
-            kills += 1
-    assert subprocess.run(run_command(tmp_path), capture_output=True, timeout=300).returncode == 0
-    assert_same_run(tmp_path, finished)
 
 
 @pytest.mark.slow

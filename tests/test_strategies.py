@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -46,8 +46,10 @@ class Made:
         return self.strategy_class(*arguments)
 
 
-def in_every_form(strategies: dict[str, type[Strategy]], fast: Collection[str]) -> Iterator[Any]:
-    """Each with its defaults, and once with every other value of each setting that names a way.
+def in_every_form(
+    strategies: dict[str, type[Strategy]], fast: Collection[str], forms: bool
+) -> Iterator[Any]:
+    """Each with its defaults, and with `forms` with every other value of a setting that names ways.
 
     The latter are of the slow tier, and so are those that `fast` does not name.
     """
@@ -55,7 +57,7 @@ def in_every_form(strategies: dict[str, type[Strategy]], fast: Collection[str]) 
         yield pytest.param(
             Made(strategy_class), id=name, marks=[pytest.mark.slow] * (name not in fast)
         )
-        for key, field in strategy_class.Config.model_fields.items():
+        for key, field in strategy_class.Config.model_fields.items() if forms else ():
             if get_origin(field.annotation) is Literal:
                 for value in get_args(field.annotation):
                     if value != field.default:
@@ -72,8 +74,8 @@ def documented() -> type[Strategy]:
     return names["SinglePath"]
 
 
-def parametrized(fast: Collection[str]) -> pytest.MarkDecorator:
-    found = in_every_form(STRATEGIES | {"documented": documented()}, fast)
+def parametrized(fast: Collection[str], forms: bool = True) -> pytest.MarkDecorator:
+    found = in_every_form(STRATEGIES | {"documented": documented()}, fast, forms)
     return pytest.mark.parametrize("strategy_class", list(found))
 
 
@@ -81,6 +83,7 @@ every_strategy = parametrized({*STRATEGIES, "documented"})
 # A step of dcp_nas takes as long as ten of the others.
 every_strategy_for_many_steps = parametrized({*STRATEGIES, "documented"} - {"dcp_nas"})
 every_strategy_for_minutes = parametrized({"enhanced_gradient"})
+every_strategy_by_itself = parametrized({"enhanced_gradient"}, forms=False)
 every_strategy_when_traced = parametrized({"documented"})  # tracing is slow, and the rest is here
 
 
@@ -97,7 +100,7 @@ def run(strategy: Strategy, period_batch, steps: int = STEPS) -> list[dict[str, 
     return logged
 
 
-@every_strategy_for_minutes
+@every_strategy_by_itself
 def test_the_training_loss_falls_on_a_solvable_task(strategy_class, make_setup, period_batch):
     strategy = build(strategy_class, make_setup(("none", "sep_conv_5x5"), channels=16))
     logged = run(strategy, period_batch, steps=2 * STEPS)
@@ -192,10 +195,20 @@ def test_global_random_numbers_do_not_matter(strategy_class, make_setup, period_
 
 
 @every_strategy_for_minutes
-@pytest.mark.parametrize(
-    "seed", [0, *(pytest.param(one, marks=pytest.mark.slow) for one in (1, 2))]
-)
-def test_one_useful_op_among_useless_ones_is_found(strategy_class, seed, make_setup, period_batch):
+def test_one_useful_op_among_useless_ones_is_found(strategy_class, make_setup, period_batch):
+    assert_useful_op_is_found(strategy_class, 0, make_setup, period_batch)
+
+
+@pytest.mark.slow
+@every_strategy_by_itself
+def test_one_useful_op_is_found_whatever_the_seed(strategy_class, make_setup, period_batch):
+    for seed in (1, 2):
+        assert_useful_op_is_found(strategy_class, seed, make_setup, period_batch)
+
+
+def assert_useful_op_is_found(
+    strategy_class: Made, seed: int, make_setup: Callable[..., SearchSetup], period_batch
+) -> None:
     # One cell, and nothing but the mean and a linear layer behind it: what is linear in the stem's
     # features solves nothing, only a convolution with a ReLU inside does.
     ops = ("none", "skip_connect", "avg_pool_3x3", "sep_conv_5x5")
@@ -211,7 +224,7 @@ class Killed(Exception):
     pass
 
 
-@every_strategy_for_minutes
+@every_strategy_by_itself
 def test_a_killed_search_continues_bit_for_bit(
     strategy_class, make_setup, period_split, tmp_path: Path
 ):
