@@ -238,6 +238,7 @@ def test_a_budget_below_the_smallest_network_is_refused_with_its_size(make_dca):
     assert strategy.supernet.found(strategy.derive()[0]).cost() == smallest
 
 
+@pytest.mark.slow
 def test_without_a_budget_there_is_no_price_and_with_one_it_presses_f_down(make_dca, period_batch):
     def searched(**config) -> DcaNas:
         strategy = make_dca(alpha_learning_rate=0.05, **config)

@@ -328,6 +328,7 @@ def test_a_model_that_does_not_export_leaves_nothing(tmp_path):
     assert [*tmp_path.iterdir()] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "package"), [("onnx", "onnxscript"), ("int8", "onnx"), ("int8", "onnxruntime")]
 )

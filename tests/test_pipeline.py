@@ -274,6 +274,7 @@ def test_the_front_table_and_the_report_are_for_people(copy):
     assert (copy / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_doctor_finds_this_machine_well():
     result = invoke("doctor")
     assert result.exit_code == 0 and "torchvision" in result.stdout

@@ -80,8 +80,8 @@ def parametrized(fast: Collection[str], forms: bool = True) -> pytest.MarkDecora
 
 
 every_strategy = parametrized({*STRATEGIES, "documented"})
-# A step of dcp_nas takes as long as ten of the others.
-every_strategy_for_many_steps = parametrized({*STRATEGIES, "documented"} - {"dcp_nas"})
+# A step of dcp_nas takes as long as ten of the others, one of hopnas as long as four.
+every_strategy_for_many_steps = parametrized({*STRATEGIES, "documented"} - {"dcp_nas", "hopnas"})
 every_strategy_for_minutes = parametrized({"enhanced_gradient"})
 every_strategy_by_itself = parametrized({"enhanced_gradient"}, forms=False)
 every_strategy_when_traced = parametrized({"documented"})  # tracing is slow, and the rest is here
