@@ -212,7 +212,7 @@ def test_a_signal_in_each_stage_ends_the_run_cleanly_and_it_goes_on_to_the_same_
     for sign in STAGES:
         expected = status, f"{word}; the same command continues the run"
         assert interrupted(tmp_path, name, sign) == expected, sign
-    last = subprocess.run(command(tmp_path, changes=LONG), capture_output=True, timeout=300)
+    last = subprocess.run(command(tmp_path, 1, LONG), capture_output=True, timeout=300)
     assert last.returncode == 0
     assert result(tmp_path) == unbroken
 

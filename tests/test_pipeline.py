@@ -146,14 +146,6 @@ def test_a_second_call_does_no_work_and_changes_nothing(copy):
 
 
 @pytest.mark.slow
-def test_one_seed_gives_one_front_whatever_the_number_of_workers(finished, tmp_path):
-    pipeline(tmp_path, workers=2).run("networks")
-    for name in SAME_BYTES:
-        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
-    assert records(tmp_path, "archive") == records(finished, "archive")
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["dask", "ray"])
 def test_a_run_on_a_cluster_of_this_machine_ends_as_one_in_processes(finished, tmp_path, backend):
     pytest.importorskip(backend)
@@ -208,6 +200,7 @@ def test_deleting_a_result_redoes_that_result_alone(finished, copy):
 
 @pytest.mark.slow
 def test_a_run_killed_in_every_stage_ends_as_the_unbroken_one(finished, tmp_path):
+    """This one has two workers, the other one."""
     for sign in ("blocks/*.ckpt", "archive.jsonl", "random.jsonl", "retrained/*/*.ckpt"):
         run = subprocess.Popen(run_command(tmp_path), stderr=subprocess.DEVNULL)
         while run.poll() is None and not list(tmp_path.glob(sign)):
