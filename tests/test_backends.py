@@ -3,7 +3,6 @@
 Ray's two nodes are two raylets, Dask's two workers two processes beside a scheduler.
 """
 
-import ctypes
 import io
 import os
 import signal
@@ -18,6 +17,7 @@ import pytest
 from rich.console import Console
 
 import tiny_run
+from cluster_tasks import POLL_S, die, fail, hang, logged, whereabouts
 from configs import FOLDER
 from configs.experiment import Config
 from evaluation.errors import InputError
@@ -32,7 +32,6 @@ ROOT = Path(__file__).parents[1]
 BACKENDS = ("dask", "ray")
 STORE_BYTES = 80_000_000
 REFUSED_WITHIN_S = 10
-POLL_S = 0.05
 DASK_LOOKS_AFTER_S = 15
 HANG_S = 2.0  # a limit that only what hangs reaches
 ARCHIVE, EVALUATIONS = "archive.jsonl", 5
@@ -117,41 +116,6 @@ def pair(request, pairs):
     if request.param == "ray":
         found.complete()
     return found
-
-
-def whereabouts(number):
-    time.sleep(4 * POLL_S)  # so that one worker alone does not do them all
-    return number * number, os.getpid(), os.getcwd()
-
-
-def logged(number, log, seconds):
-    """Say that the task began, work, say that it ended, and answer."""
-    append(log, f"+{number}")
-    time.sleep(seconds)
-    append(log, f"-{number}")
-    return number
-
-
-def append(log, line):
-    with log.open("a") as file:
-        file.write(f"{line}\n")
-
-
-def fail(number):
-    raise KeyError(f"bug {number}")
-
-
-def die(number):
-    if number == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number
-
-
-def hang(number):
-    """Answer, or for number 1 wait for ever in C code that holds Python's lock."""
-    if number == 1:
-        ctypes.PyDLL(None).pause()
-    return number
 
 
 def starts(log, sign="+"):

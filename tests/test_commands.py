@@ -292,6 +292,7 @@ def test_a_search_goes_by_the_latencies_of_another_device(folder, tmp_path):
     pipeline(path, *changes).run()  # the run has what it needs
 
 
+@pytest.mark.slow
 def test_scalars_of_a_run_reach_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -34,6 +34,7 @@ def call(out: Path, *arguments: str, data: Path | None = None):
     return CliRunner().invoke(app, words, env={"PARETOBLOCKS_DATA": data and str(data)})
 
 
+@pytest.mark.slow
 def test_every_search_has_a_row_random_cells_stand_beside_and_a_second_call_repeats_nothing(
     tmp_path,
 ):

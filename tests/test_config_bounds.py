@@ -169,7 +169,7 @@ def test_what_fits_into_the_memory_exactly_is_taken(monkeypatch):
             *(["blocksearch.channels=512", "blocksearch.cells=100"], "blocksearch.channels"),
             marks=pytest.mark.slow,
         ),
-        (["netsearch.widths=[4, 4096]"], "netsearch.widths"),
+        pytest.param(["netsearch.widths=[4, 4096]"], "netsearch.widths", marks=pytest.mark.slow),
         pytest.param(
             *(["netsearch.depths=[1, 100]", "netsearch.widths=[800]"], "netsearch.depths"),
             marks=pytest.mark.slow,

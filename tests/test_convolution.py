@@ -97,6 +97,7 @@ def one_of_each():
     yield "DARTS_V2", darts_v2(CHANNELS, SHAPE, 5)(), (images,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["kernels", "plain"])
 def test_no_network_of_ours_runs_a_strided_1x1_convolution(path, monkeypatch):
     monkeypatch.setenv(compiled.SWITCH, "1" if path == "kernels" else "0")

@@ -153,6 +153,7 @@ def test_dual_ascent_comes_within_two_percent_of_linear_programming_within_the_b
         assert float((p * utilities).sum()) >= 0.98 * best, seed
 
 
+@pytest.mark.slow
 def test_without_damping_the_budget_is_broken_on_some_problems(costs):
     # Of 20 problems 4 or 5 end over 1.02 K', by up to a tenth, with every rate that we tried.
     excess = []
@@ -197,7 +198,9 @@ def test_without_a_limit_the_most_probable_cells_are_the_strongest_and_too_tight
     assert most_probable_cells(log_p, [Budget(costs, 0.0, 15.0)], KINDS, DARTS) is None
 
 
-@pytest.mark.parametrize("space", [DARTS, nas_bench_201.SPACE])
+@pytest.mark.parametrize(
+    "space", [pytest.param(DARTS, marks=pytest.mark.slow), nas_bench_201.SPACE]
+)
 def test_derived_networks_keep_every_budget_whatever_the_alphas(make_dca, space):
     free = make_dca(space, cells=4)
     generator = torch.Generator().manual_seed(1)
@@ -235,6 +238,7 @@ def test_a_budget_below_the_smallest_network_is_refused_with_its_size(make_dca):
     assert strategy.supernet.found(strategy.derive()[0]).cost() == smallest
 
 
+@pytest.mark.slow
 def test_without_a_budget_there_is_no_price_and_with_one_it_presses_f_down(make_dca, period_batch):
     def searched(**config) -> DcaNas:
         strategy = make_dca(alpha_learning_rate=0.05, **config)

@@ -27,6 +27,7 @@ NO_ROOM = os.strerror(errno.ENOSPC)
 RECORD = ModelRecord("a", (1,), ("n",), Cost(1, 2), seed=0, valid_accuracy=0.5)
 LATER = ModelRecord("b", (2,), ("n",), Cost(1, 2), seed=0, valid_accuracy=0.25)
 MAX_ATTEMPTS = 100
+FREE_KIB = 64  # of a real disk; a run needs more
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +123,8 @@ def test_a_disk_that_is_full_once_at_every_single_write_changes_nothing(tmp_path
     assert result(tmp_path) == unbroken
 
 
-@pytest.mark.parametrize(
-    "until",
-    ["networks", *(pytest.param(other, marks=pytest.mark.slow) for other in ("blocks", "retrain"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("until", ["blocks", "networks", "retrain"])
 def test_a_folder_that_disappears_is_named_and_not_made_again(tmp_path, writes, unbroken, until):
     """It goes in the middle of a stage, and the run goes on when it is back."""
     folder, away = tmp_path / "run", tmp_path / "away"
@@ -238,18 +237,15 @@ def mounted(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("free_kib", [4, 16, 64])
-def test_a_real_disk_that_fills_up_ends_the_run_which_goes_on_when_there_is_room(
-    mounted, unbroken, free_kib
-):
+def test_a_real_disk_that_fills_up_ends_the_run_which_goes_on_when_there_is_room(mounted, unbroken):
     disk = mounted("size=32m")
     filler = disk / "filler"
-    filler.write_bytes(bytes(((32 << 10) - free_kib) << 10))
+    filler.write_bytes(bytes(((32 << 10) - FREE_KIB) << 10))
     full = subprocess.run(command(disk / "run"), **CAPTURED)
     assert full.returncode == 2 and "Traceback" not in full.stderr, full.stderr
     assert re.search(rf"error: .*{NO_ROOM}: '{disk}/run", full.stderr.splitlines()[-1])
     filler.unlink()
-    done = subprocess.run(command(disk / "run"), **CAPTURED)
+    done = subprocess.run(command(disk / "run", 1), **CAPTURED)
     assert done.returncode == 0, done.stderr
     assert result(disk / "run") == unbroken
 

@@ -77,6 +77,7 @@ def test_with_the_ordinary_norm_the_enhanced_direction_still_finds_it():
     assert (matched <= LIMIT).float().mean() >= 0.95
 
 
+@pytest.mark.slow
 def test_adam_reverses_the_order():
     # Measured as above: medians of 1938, 2448 and 3219 steps for gamma 0, 0.5 and 1. Adam divides
     # the enhancement out again; hence SGD is the default.

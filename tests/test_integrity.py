@@ -214,7 +214,7 @@ def test_a_damaged_config_is_not_replaced_by_another(copy, another, damage):
         pipeline(copy, "seed=1").run()
 
 
-REDONE = ("pareto.json", "measured.json", "retrained/*/seed-0.json")
+REDONE = ("pareto.json", "retrained/*/seed-0.json")
 
 
 @pytest.mark.parametrize(
@@ -252,9 +252,10 @@ def without_the_end(copy: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [truncate, pytest.param(empty, marks=pytest.mark.slow)],
+    [truncate, empty],
     ids=["truncate", "empty"],
 )
+@pytest.mark.slow
 def test_an_unfinished_archive_that_lost_its_end_is_filled_again(finished, copy, damage):
     without_the_end(copy)
     for name in ARCHIVES[:2]:

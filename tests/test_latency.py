@@ -254,6 +254,7 @@ def whole_networks_ms(stacks, rounds):
     return np.min(times, axis=0)
 
 
+@pytest.mark.slow
 def test_the_sum_ranks_networks_as_measuring_them_whole_does(cells, table):
     generator = np.random.default_rng(0)
     genomes = [SPACE.genes.random_of_size(size, generator) for size in np.linspace(0, 1, 15)]

@@ -26,13 +26,21 @@ def check(digits: Dataset, *changes: str, workers: int = 1) -> frozenset[str]:
     return check_memory(digits, *tables, device="cpu", workers=workers)
 
 
+@pytest.mark.slow
 def test_the_quickstart_fits_and_a_check_changes_no_random_state(digits):
     before = torch.random.get_rng_state()
     assert check(digits, workers=2) == frozenset()
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("key", ["blocksearch", "netsearch.train", "retrain.train"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        pytest.param("blocksearch", marks=pytest.mark.slow),
+        "netsearch.train",
+        pytest.param("retrain.train", marks=pytest.mark.slow),
+    ],
+)
 def test_a_batch_that_does_not_fit_is_refused_with_the_largest_that_does(digits, monkeypatch, key):
     # A step is taken to need a MiB per image, and two processes share 96.
     monkeypatch.setattr(memory_check, "available_bytes", lambda device: 96 * 2**20)

@@ -88,8 +88,6 @@ def cell(reduction, halve_first, one_bit):
     [
         (True, False, False),
         (False, True, True),
-        (False, False, False),
-        (True, True, True),
     ],
 )
 def test_a_cell_is_exported_with_its_two_inputs(tmp_path, reduction, halve_first, one_bit):

@@ -25,6 +25,9 @@ ORPHANS_END_WITHIN_S = 15
 HEARTBEAT_S = 0.1
 HANG_MINUTES = 0.2  # enough for a worker to start and to import torch
 LIMIT_MIB = 2048
+here_and_elsewhere = pytest.mark.parametrize(  # starting two processes takes ten seconds
+    "workers", [1, pytest.param(2, marks=pytest.mark.slow)]
+)
 
 
 def square(x):
@@ -88,7 +91,7 @@ def fail(x):
     raise KeyError(f"bug {x}")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@here_and_elsewhere
 def test_every_task_gives_its_result_once(workers):
     results = list(run_tasks(square, {f"k{i}": (i,) for i in range(6)}, Workers(workers)))
     assert sorted((key, value[0]) for key, value in results) == [(f"k{i}", i * i) for i in range(6)]
@@ -105,12 +108,12 @@ def test_tasks_in_this_process_get_their_threads_and_leave_the_setting_as_it_was
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@here_and_elsewhere
 def test_no_tasks_give_no_results(workers):
     assert list(run_tasks(square, {}, Workers(workers))) == []
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@here_and_elsewhere
 def test_a_bug_in_a_task_reaches_the_caller(workers):
     with pytest.raises(KeyError, match="bug 1"):
         list(run_tasks(fail, {0: (1,)}, Workers(workers)))
@@ -214,6 +217,7 @@ def test_a_full_disk_in_a_worker_reaches_the_caller_and_names_the_file():
     assert raised.value.errno == errno.ENOSPC
 
 
+@pytest.mark.slow
 def test_workers_leave_the_interrupt_of_a_terminal_to_their_parent():
     assert dict(run_tasks(signal_of_ctrl_c, {0: (0,), 1: (1,)}, Workers(2))) == {0: True, 1: True}
 

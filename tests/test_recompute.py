@@ -257,6 +257,13 @@ class Failing:
         monkeypatch.setattr(Supernet, "forward", failing)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[bytes, list[float]]:
+    """What a search with room leaves: its result and its losses."""
+    folder = tmp_path_factory.mktemp("whole")
+    return searched(folder), losses(folder)
+
+
 def searched(folder: Path, recompute: frozenset[str] = frozenset(), **changes: Any) -> bytes:
     one = replace(context(folder, epochs=2, batch_size=16, **changes), recompute=recompute)
     (search,) = one.config.searches(0)
@@ -277,19 +284,19 @@ def warnings_of(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     "kind", ["cpu", *(pytest.param(one, marks=pytest.mark.slow) for one in ("gpu", "python"))]
 )
-def test_a_search_without_room_starts_again_and_ends_the_same(kind, tmp_path, monkeypatch):
-    expected = searched(tmp_path / "whole")
+def test_a_search_without_room_starts_again_and_ends_the_same(kind, whole, tmp_path, monkeypatch):
+    expected, expected_losses = whole
     failing = Failing(monkeypatch, {4}, ERRORS[kind])  # a step has two passes: in mid-epoch
     assert searched(tmp_path / "cut") == expected
     assert failing.recomputing[:4] == [False] * 4 and all(failing.recomputing[4:])
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert losses(tmp_path / "cut") == expected_losses
     (warning,) = warnings_of(tmp_path / "cut")
     assert warning.startswith(f"out of memory ({type(ERRORS[kind]).__name__}")
     assert "slower, with the same result" in warning
 
 
-def test_it_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
-    expected = searched(tmp_path / "whole")
+def test_it_goes_on_from_its_last_checkpoint(whole, tmp_path, monkeypatch):
+    expected, expected_losses = whole
     monkeypatch.setattr(evaluation.training.checkpoint, "EVERY_S", 0.0)
     steps = 2 * (len(worker_dataset(context(tmp_path).run.data, 0, "cpu").search_train) // 16)
     failing = Failing(monkeypatch, {6}, ERRORS["cpu"])
@@ -299,11 +306,11 @@ def test_it_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
     assert failing.recomputing[6:][: 2 * (steps - 2)] == [True] * 2 * (steps - 2)
     rated = len(failing.recomputing) - 6 - 2 * (steps - 2)
     assert rated == 1  # the pass over the validation images; no step beyond those that were left
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert losses(tmp_path / "cut") == expected_losses
 
 
-def test_a_second_time_the_search_is_named_and_can_be_gone_on_with(tmp_path, monkeypatch):
-    expected = searched(tmp_path / "whole")
+def test_a_second_time_the_search_is_named_and_can_be_gone_on_with(whole, tmp_path, monkeypatch):
+    expected, _ = whole
     with monkeypatch.context() as patch:
         Failing(patch, {4, 8}, ERRORS["cpu"])
         with pytest.raises(InputError, match=r"darts-s0: out of memory .*, even .* lower"):
@@ -313,8 +320,10 @@ def test_a_second_time_the_search_is_named_and_can_be_gone_on_with(tmp_path, mon
     assert len(warnings_of(tmp_path / "cut")) == 1
 
 
-def test_a_search_that_is_known_to_have_no_room_recomputes_from_its_start(tmp_path, monkeypatch):
-    expected = searched(tmp_path / "whole")
+def test_a_search_that_is_known_to_have_no_room_recomputes_from_its_start(
+    whole, tmp_path, monkeypatch
+):
+    expected, _ = whole
     failing = Failing(monkeypatch, set(), MemoryError())
     assert searched(tmp_path / "tight", frozenset({"darts-s0"})) == expected
     assert all(failing.recomputing) and not warnings_of(tmp_path / "tight")
@@ -350,6 +359,7 @@ def test_nothing_is_left_of_the_first_try_when_the_second_begins(tmp_path, monke
     assert len(built) == 2
 
 
+@pytest.mark.slow
 def test_the_user_is_told_on_the_console(tmp_path, monkeypatch):
     search, tries = blocksearch.search.search, []
 

@@ -128,7 +128,7 @@ def test_the_largest_network_takes_the_stored_parameters_whole(tmp_path):
     "ops, one_bit",
     [
         (LIGHT_OPS, False),
-        (DARTS_OPS, False),
+        pytest.param(DARTS_OPS, False, marks=pytest.mark.slow),
         pytest.param(tuple(OPS), True, marks=pytest.mark.slow),
     ],
 )
@@ -143,15 +143,18 @@ def test_a_network_with_its_own_copy_computes_what_the_slices_do(ops, one_bit):
         torch.testing.assert_close(shared.logits(spec, x), expected, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("side_px", [8, pytest.param(7, marks=pytest.mark.slow)])
-def test_a_narrow_network_is_the_wide_one_with_all_other_weights_at_zero(side_px):
+@pytest.mark.parametrize(
+    ("side_px", "networks"),
+    [(8, 4), *(pytest.param(side_px, 8, marks=pytest.mark.slow) for side_px in (8, 7))],
+)
+def test_a_narrow_network_is_the_wide_one_with_all_other_weights_at_zero(side_px, networks):
     """So that every channel means the same at every width; fails for any wrong index of a slice."""
     cells = random_cells(EXACT_OPS, 6)
     shape = (3, side_px, side_px)
     shared = store(space_of(cells), cells, shape=shape)
     x = images(shape=shape, dtype=torch.float64)
     drawn = torch.randn(len(shared.weights), generator=torch.Generator().manual_seed(0))
-    for narrow in specs_of(shared.space, 8):
+    for narrow in specs_of(shared.space, networks):
         wide = replace(narrow, stages=tuple(replace(s, channels=16) for s in narrow.stages))
         mask = torch.zeros_like(drawn).index_fill(0, shared.index(narrow), 1)
         shared.weights = (drawn * mask).double().requires_grad_()
@@ -317,6 +320,7 @@ def test_calibration_measures_the_mean_statistics_of_the_batches(digits):
     assert network.stem[1].momentum == 0.1
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_bit_for_bit(digits, tmp_path):
     def stop(epoch, loss):
         raise KeyboardInterrupt

@@ -118,6 +118,7 @@ def test_shared_weights_judge_networks_and_are_checked_against_training(tmp_path
     assert stage(tmp_path, **changes).run() == outcome
 
 
+@pytest.mark.slow
 def test_a_kill_while_shared_weights_are_trained_loses_no_epoch(tmp_path, monkeypatch):
     settings = SharedWeightsConfig(networks_per_step=2, epochs=2, calibration_images=50, checked=0)
     changes = {"estimate": "shared_weights", "shared_weights": settings, "evaluations": 4}

@@ -95,6 +95,7 @@ def test_on_the_size_table_plain_nsga2_nears_the_true_front(sizes, population, e
     assert (np.array(shares) > np.array(uniform)).sum() >= 15
 
 
+@pytest.mark.slow
 def test_in_100_evaluations_the_default_beats_nsga2_and_equals_its_400_on_the_size_table(sizes):
     default = SearchConfig(evaluations=100, population=20).search
     seeds = range(6)

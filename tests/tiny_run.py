@@ -39,6 +39,7 @@ TINY = (
     "retrain.baselines=0",
     "retrain.seeds=[0]",
     "retrain.train.epochs=2",
+    "workers.evaluation_minutes=null",  # so that a lone worker is this process
 )
 WHOLE = (  # the run that test files share: every stage, several networks, random search, baselines
     *TINY,
