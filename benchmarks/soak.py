@@ -5,7 +5,7 @@ python benchmarks/soak.py --kills 200 --json
 A run of the digits is started, and killed at random moments with SIGKILL, SIGTERM or SIGINT, the
 parent or one of its workers; the same command goes on, until a run ends. Then its archives, blocks,
 front, retrained weights and results are compared with those of a run that nobody killed. Runs
-follow one another until there were enough kills. Reported are
+follow one another until there were enough kills; the last is then left to end. Reported are
 
 - kills, and how many hit which stage, which process, by which signal;
 - identical: runs whose every compared file is equal, to the byte or as a set of records;
@@ -66,6 +66,7 @@ STAGES = (("blocks.json", "blocks"), ("pareto.json", "networks"), ("measured.jso
 LONGEST_WAIT_S = 4.0  # until a kill, counted from the first sign of work
 LONGEST_REPORT_S = 40.0  # the same in the last stage, which begins anew each time
 PATIENCE_S = 10.0  # for a clean end
+UNHURT_S = 600.0  # within which a run that nobody kills ends
 POLL_S = 0.05
 EARLY = 0.1  # share of starts that are killed from their first moment on
 OF_PARENT = 0.7  # share of kills that hit the parent
@@ -226,8 +227,11 @@ class Run:
         return clean or self.process.returncode == 0
 
 
-def broken_run(folder: Path, draw: random.Random, report: Report) -> frozenset[str]:
-    """Kill a run again and again until it ends; return the archive lines seen at the kills."""
+def broken_run(folder: Path, draw: random.Random, report: Report, kills: int) -> frozenset[str]:
+    """Kill a run again and again until it ends; return the archive lines seen at the kills.
+
+    Once there were enough kills, it is left alone.
+    """
     seen: set[str] = set()
     run = Run(folder)
     while True:
@@ -235,7 +239,8 @@ def broken_run(folder: Path, draw: random.Random, report: Report) -> frozenset[s
         while not early and run.alive and not run.works:
             time.sleep(POLL_S)
         longest_s = LONGEST_REPORT_S if stage_of(folder) == "report" else LONGEST_WAIT_S
-        if not run.wait(draw.uniform(0, longest_s)):
+        enough = report.kills >= kills
+        if not run.wait(UNHURT_S if enough else draw.uniform(0, longest_s)):
             run.strike(draw, report)
             seen.update(*(lines(folder, name) for name in ARCHIVES))
         if not run.alive:
@@ -245,7 +250,7 @@ def broken_run(folder: Path, draw: random.Random, report: Report) -> frozenset[s
 
 
 def main(
-    kills: Annotated[int, typer.Option(min=1, help="At least so many.")] = 200,
+    kills: Annotated[int, typer.Option(min=1, help="How many.")] = 200,
     seed: Annotated[int, typer.Option(help="Of the moments, signals and victims.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -259,7 +264,7 @@ def main(
         expected = contents(unbroken)
         while report.kills < kills:
             folder = Path(name, f"run-{report.runs}")
-            seen = broken_run(folder, draw, report)
+            seen = broken_run(folder, draw, report, kills)
             found = contents(folder)
             report.runs += 1
             report.identical += found == expected
