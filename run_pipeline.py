@@ -40,7 +40,7 @@ from netsearch.members.members import Members, named
 if TYPE_CHECKING:
     from blocksearch.compare import Row
     from blocksearch.library import BlockLibrary
-    from evaluation.training.retrain import Trial
+    from evaluation.training.retrain import RetrainJob
 
 
 @dataclass
@@ -104,22 +104,22 @@ class Pipeline(Run):
         self.folder.finish_search(outcome.to_json())
         return list(outcome.front)
 
-    def retrain(self, front: Sequence[ModelRecord], library: "BlockLibrary") -> "list[Trial]":
+    def retrain(self, front: Sequence[ModelRecord], library: "BlockLibrary") -> "list[RetrainJob]":
         """Train members of the front, and the baselines beside them, from scratch.
 
         Returns:
             Every network of the front, retrained or not, and the baselines.
         """
         from evaluation.training.retrain import retrain_all
-        from netsearch.members.trials import member_trials, trials_beside
+        from netsearch.members.jobs import jobs_beside, member_jobs
         from netsearch.search import genome_space
 
         config, cells = self.config.retrain, self.config.blocksearch.space
         space = genome_space(self.config.netsearch, library, self.images)
         inputs = self.preprocessing
-        found, members = member_trials(front, space, library, inputs), spread(front, config.members)
+        found, members = member_jobs(front, space, library, inputs), spread(front, config.members)
         count, seed = config.baselines, self.config.seed
-        baselines = trials_beside(members, space, cells, inputs, count=count, seed=seed)
+        baselines = jobs_beside(members, space, cells, inputs, count=count, seed=seed)
         chosen = [found[record.id] for record in members] + baselines
         total = len(chosen) * len(config.seeds) * config.train.epochs
         with self.step("retrain", "retraining, epochs", total):
@@ -129,7 +129,7 @@ class Pipeline(Run):
                 self.console.print(f"{record.id}: {record.failure}")
         return [*found.values(), *baselines]
 
-    def measure(self, networks: "Sequence[Trial]") -> None:
+    def measure(self, networks: "Sequence[RetrainJob]") -> None:
         """Time whole networks on this device, once: the search itself only adds up their parts."""
         from netsearch.members.measuring import measure_networks
 
@@ -200,7 +200,10 @@ def run(
     device: Where = Device.AUTO,
     workers: Count = None,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write event files into the run's folder as well.")
+        bool,
+        typer.Option(
+            "--tensorboard", help="Also write TensorBoard's event files into the run's folder."
+        ),
     ] = False,
 ) -> int:
     """Run the pipeline; the same call again continues where a run stopped."""
@@ -230,27 +233,27 @@ def pick_model(
     folder: Folder,
     max_params: Annotated[str | None, typer.Option(help="For example 300k.")] = None,
     max_flops: Annotated[str | None, typer.Option(help="Multiply-adds, for example 20M.")] = None,
-    max_latency_ms: Annotated[str | None, typer.Option(help="At batch 1.")] = None,
+    max_latency_ms: Annotated[str | None, typer.Option(help="Of one image.")] = None,
     max_bits: Annotated[str | None, typer.Option(help="Of all weights, for example 1M.")] = None,
-    max_ram_kb: Annotated[str | None, typer.Option(help="Activations, 8 bits each.")] = None,
-    max_flash_kb: Annotated[str | None, typer.Option(help="Of 8-bit weights.")] = None,
+    max_ram_kb: Annotated[str | None, typer.Option(help="For 8-bit activations.")] = None,
+    max_flash_kb: Annotated[str | None, typer.Option(help="For 8-bit weights.")] = None,
     max_file_kb: Annotated[str | None, typer.Option(help="1 kB is 1000 bytes.")] = None,
     min_accuracy: Annotated[
-        str | None, typer.Option(help="In [0, 1]: the cheapest model that has it.")
+        str | None, typer.Option(help="In [0, 1]; pick the cheapest model that reaches it.")
     ] = None,
-    at_knee: Annotated[bool, typer.Option("--knee", help="Where more cost pays less.")] = False,
+    at_knee: Annotated[bool, typer.Option("--knee", help="Pick the front's knee.")] = False,
     most_accurate: Annotated[
-        bool, typer.Option(help="Take it even where a cheaper one is as good within its std.")
+        bool, typer.Option(help="Pick it even if a cheaper model is as accurate within its std.")
     ] = False,
     latency: Annotated[
-        Path | None, typer.Option(help="JSON of paretoblocks-latency, from another device.")
+        Path | None, typer.Option(help="JSON that paretoblocks-latency wrote on another device.")
     ] = None,
     file: Annotated[
-        Format, typer.Option(help="Of which files --max-file-kb and --latency are.")
+        Format, typer.Option(help="Which file --max-file-kb and --latency refer to.")
     ] = Format.WEIGHTS,
     as_json: AsJson = False,
 ) -> int:
-    """Choose a retrained model by budgets, and say why, what it costs, and what is beside it."""
+    """Choose a retrained model within budgets; say why, what it costs, and what lies beside it."""
     budgets = Budgets(
         max_params=amount(max_params, "--max-params"),
         max_flops=amount(max_flops, "--max-flops"),
@@ -275,7 +278,7 @@ def pick_model(
     for line in chosen.lines():
         print(line)
     print(f"weights: {weights}")
-    print(f"to take it along: paretoblocks export {folder} {chosen.record.id} --format onnx")
+    print(f"to export it: paretoblocks export {folder} {chosen.record.id} --format onnx")
     return DONE if chosen.fits else NOTHING_FITS
 
 
@@ -286,12 +289,15 @@ def export(
     ids: Annotated[
         list[str] | None, typer.Argument(metavar="[ID]...", help="Default: every member.")
     ] = None,
-    form: Annotated[Format, typer.Option("--format", help="Of the files.")] = Format.ONNX,
+    form: Annotated[Format, typer.Option("--format", help="Format of the files.")] = Format.ONNX,
     out: Annotated[
         Path | None, typer.Option(help="A file, or a folder of files; default: in DIR/exports.")
     ] = None,
     parts: Annotated[
-        bool, typer.Option("--parts", help="The parts of all networks, to time them elsewhere.")
+        bool,
+        typer.Option(
+            "--parts", help="Export the parts of all networks instead, to time them on a device."
+        ),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
     data: Images = None,

@@ -53,7 +53,7 @@ from evaluation.terminal.progress import timed_stage  # noqa: E402
 from evaluation.training.context import RunContext
 from evaluation.training.loop import TrainConfig
 from evaluation.training.ready_made import MobileNetV2, mobilenet_near
-from evaluation.training.retrain import Trial, retrain_all
+from evaluation.training.retrain import RetrainJob, retrain_all
 from headline_facts import (
     FOUND,
     RANDOM,
@@ -66,7 +66,7 @@ from headline_facts import (
 )
 from headline_tables import document, markdown
 from netsearch.members.baselines import fitted, uniform_spec
-from netsearch.members.saved import trial
+from netsearch.members.saved import retrain_job
 from netsearch.search import genome_space, network_problem
 from netsearch.space.genome import NetworkSpec, stages_for
 from netsearch.space.network import predict_cost
@@ -212,7 +212,7 @@ class Experiment:
         """The member that is most accurate on validation images."""
         best = max(self.members, key=lambda one: (one.valid_accuracy or 0.0, -one.cost.params))
         one = self._of(best, "front, long", self.seeds)
-        return [replace(one, trial=replace(one.trial, keep_weights=True))]
+        return [replace(one, job=replace(one.job, keep_weights=True))]
 
     def train(self, name: str, entries: Sequence[Entry], recipe: TrainConfig) -> list[Judged]:
         """Train the networks of a comparison in `headline/<name>`, or find that they are."""
@@ -220,10 +220,10 @@ class Experiment:
         one = self.config
         context = RunContext(one.data, one.seed, pipeline.device, folder.metrics)
         entries = [
-            replace(entry, trial=replace(entry.trial, folder=name), epochs=recipe.epochs)
+            replace(entry, job=replace(entry.job, folder=name), epochs=recipe.epochs)
             for entry in entries
         ]
-        trainings = sum(len(seeds) for _, seeds in {(one.trial, one.seeds) for one in entries})
+        trainings = sum(len(seeds) for _, seeds in {(one.job, one.seeds) for one in entries})
         with timed_stage(
             pipeline.console,
             folder.log("retrain", "whole"),
@@ -232,11 +232,9 @@ class Experiment:
             epochs_and_warnings(folder.metrics, "retrain", pipeline.console.print),
         ):
             for seeds in dict.fromkeys(entry.seeds for entry in entries):
-                trials = list(dict.fromkeys(e.trial for e in entries if e.seeds == seeds))
+                jobs = list(dict.fromkeys(e.job for e in entries if e.seeds == seeds))
                 config = self.config.retrain.model_copy(update={"seeds": seeds, "train": recipe})
-                retrain_all(
-                    trials, config, RunFolder(folder.path.parent), context, pipeline.workers
-                )
+                retrain_all(jobs, config, RunFolder(folder.path.parent), context, pipeline.workers)
         return [judged(entry, folder.path.parent) for entry in entries]
 
     def _uniform(self, cells: Mapping[str, Cell], params: int) -> NetworkSpec:
@@ -263,21 +261,21 @@ class Experiment:
     ) -> Entry:
         cost = predict_cost(spec, cells, self.shape, self.classes)
         record = ModelRecord(spec.id(cells), (), spec.blocks, cost, self.seeds[0])
-        one = trial(record, spec, cells, self.pipeline.preprocessing, folder="")
+        one = retrain_job(record, spec, cells, self.pipeline.preprocessing, folder="")
         return Entry(replace(one, keep_weights=False), kind, label, pair, self.seeds, self.epochs)
 
     def _of(
         self, record: ModelRecord, label: str, seeds: tuple[int, ...], folder: str = ""
     ) -> Entry:
         spec, cells = self.space.decode(record.genome), self.library.cells
-        one = trial(record, spec, cells, self.pipeline.preprocessing, folder=folder)
+        one = retrain_job(record, spec, cells, self.pipeline.preprocessing, folder=folder)
         return Entry(replace(one, keep_weights=False), FOUND, label, record.id, seeds, self.epochs)
 
     def _ready_made(self, label: str, network: ReadyMade) -> Entry:
         cost = network.cost() if isinstance(network, Stack) else network.cost
         id = label.lower().replace(" ", "-").replace("=", "")
         record = ModelRecord(id, (), (), cost, self.seeds[0])
-        one = Trial("", record, network, keep_weights=False)
+        one = RetrainJob("", record, network, keep_weights=False)
         return Entry(one, READY_MADE, label, label, self.seeds, self.epochs)
 
 

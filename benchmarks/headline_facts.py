@@ -13,7 +13,7 @@ from scipy.stats import t as student
 from evaluation.errors import InputError
 from evaluation.files.atomic import read_json
 from evaluation.pareto.front import Box
-from evaluation.training.retrain import Trial
+from evaluation.training.retrain import RetrainJob
 
 FOUND, RANDOM, READY_MADE = "found", "random", "ready_made"
 GAMMA, RANDOM_CELLS = "gamma=1", "random cells"
@@ -26,7 +26,7 @@ class Entry:
     """A network in a comparison.
 
     Attributes:
-        trial: What is trained.
+        job: What is trained.
         kind: `found`, `random` or `ready_made`.
         label: Its side of the comparison.
         pair: What it shares with its counterpart on the other sides.
@@ -34,7 +34,7 @@ class Entry:
         epochs: Of each training.
     """
 
-    trial: Trial
+    job: RetrainJob
     kind: str
     label: str
     pair: str
@@ -66,7 +66,7 @@ class Judged:
     @property
     def params(self) -> int:
         """Params of the network."""
-        return self.entry.trial.record.cost.params
+        return self.entry.job.record.cost.params
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Difference:
 
 def judged(entry: Entry, out: Path) -> Judged:
     """Read what the trainings of a network left below `out`."""
-    folder, wrong, errors = out / entry.trial.place, [], []
+    folder, wrong, errors = out / entry.job.place, [], []
     for seed in entry.seeds:
         path = folder / f"seed-{seed}.json"
         if not path.exists():  # it failed, and record.json says why
@@ -220,7 +220,7 @@ def ready_made(group: Sequence[Judged]) -> dict[str, Any]:
     if not front or not others:
         return {"sentences": ["Nothing to compare: trainings failed."]}
     rival = min(others, key=lambda one: one.error)
-    chosen = max(front, key=lambda one: one.entry.trial.record.valid_accuracy or 0.0)
+    chosen = max(front, key=lambda one: one.entry.job.record.valid_accuracy or 0.0)
     best = min(front, key=lambda one: one.error)
     ahead = sum(one.error < rival.error for one in front)
     return {
@@ -241,7 +241,7 @@ def ranking(group: Sequence[Judged]) -> dict[str, Any]:
     """Return Kendall's tau of the estimate, and of params alone, with the accuracy retrained."""
     known = [one for one in group if one.errors]
     tested = [1.0 - one.errors[0] for one in known]  # of the first seed, which all have
-    estimate = [one.entry.trial.record.valid_accuracy or 0.0 for one in known]
+    estimate = [one.entry.job.record.valid_accuracy or 0.0 for one in known]
     by = {"estimate": estimate, "params": [float(one.params) for one in known]}
     taus = {name: kendalltau(values, tested) for name, values in by.items()}
     found = {
@@ -272,7 +272,7 @@ def _arm(group: Sequence[Judged], label: str) -> dict[str, Any]:
 def _share(group: Sequence[Judged], label: str, box: Box) -> float:
     """Return the hypervolume of the retrained networks of a side, by their test errors."""
     records = [
-        replace(one.entry.trial.record, valid_accuracy=1.0 - one.error)
+        replace(one.entry.job.record, valid_accuracy=1.0 - one.error)
         for one in group
         if one.entry.label == label and one.errors
     ]

@@ -120,7 +120,7 @@ def lines(groups: Mapping[str, Sequence[Judged]]) -> list[Line]:
     """Return the rows of all comparisons; of the gammas each side has one."""
     found = [_arm_line(groups["gamma"], label) for label in labels_of(groups["gamma"])]
     unique = {
-        (one.entry.label, one.entry.trial.record.id): one
+        (one.entry.label, one.entry.job.record.id): one
         for name, group in groups.items()
         for one in group
         if name != "gamma"
@@ -135,7 +135,7 @@ def _arm_line(group: Sequence[Judged], label: str) -> Line:
         f"stack of {label}" if label == RANDOM_CELLS else f"stack of {label} cells",
         own[0].entry.kind,
         round(fmean(one.params for one in own)),
-        round(fmean(one.entry.trial.record.cost.flops for one in own)),
+        round(fmean(one.entry.job.record.cost.flops for one in own)),
         tuple(one.error for one in good),
         tuple(fmean(one.lossless) for one in good if one.lossless),
         tuple(one.entry.seeds[0] for one in good),
@@ -144,7 +144,7 @@ def _arm_line(group: Sequence[Judged], label: str) -> Line:
 
 
 def _network_line(one: Judged) -> Line:
-    entry, record = one.entry, one.entry.trial.record
+    entry, record = one.entry, one.entry.job.record
     model = entry.label if entry.kind == READY_MADE else f"{entry.label} {record.id}"
     sizes = record.cost.params, record.cost.flops
     return Line(model, entry.kind, *sizes, one.errors, one.lossless, entry.seeds, entry.epochs)
@@ -205,7 +205,7 @@ def _seconds(folder: RunFolder, groups: Mapping[str, Sequence[Judged]]) -> dict[
 
 def _network(name: str, one: Judged) -> dict[str, Any]:
     """Return all that is known of a network in a comparison."""
-    entry, record = one.entry, one.entry.trial.record
+    entry, record = one.entry, one.entry.job.record
     return {
         "comparison": name,
         "label": entry.label,

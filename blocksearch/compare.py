@@ -22,7 +22,7 @@ from evaluation.errors import InputError
 from evaluation.files.run_folder import RunFolder
 from evaluation.records import ModelRecord
 from evaluation.training.context import RunContext
-from evaluation.training.retrain import RetrainConfig, Trial, retrain_all
+from evaluation.training.retrain import RetrainConfig, RetrainJob, retrain_all
 from evaluation.workers.workers import Workers
 
 RANDOM = "random"
@@ -187,13 +187,13 @@ def _retrained(
 ) -> list[Row]:
     """Rows with the test accuracies of the networks that the cells make, trained from scratch."""
     stacks = [None if row.cells is None else supernet.found(row.cells) for row in rows]
-    trials = {
-        stack: Trial("retrained", ModelRecord(stack.id, (), (), stack.cost(), 0), stack)
+    jobs = {
+        stack: RetrainJob("retrained", ModelRecord(stack.id, (), (), stack.cost(), 0), stack)
         for stack in stacks
         if stack is not None
     }
-    records = retrain_all(list(trials.values()), retraining, out, context, workers)
-    record_of = dict(zip(trials, records, strict=True))
+    records = retrain_all(list(jobs.values()), retraining, out, context, workers)
+    record_of = dict(zip(jobs, records, strict=True))
     judged = list(rows)
     for number, stack in enumerate(stacks):
         if stack is None:

@@ -313,8 +313,8 @@ def _run_each(
                     "blocksearch.batch_size or blocksearch.channels"
                 )
             context.run.log("blocks", name).write(
-                warning=f"{why}; it is started again from its last checkpoint and computes its "
-                "cells twice, in the backward pass as well: slower, with the same result"
+                warning=f"{why}; the search starts again from its last checkpoint and recomputes "
+                "its cells in the backward pass: slower, but with the same result"
             )
             short[name] = left[name]
         context = replace(context, recompute=context.recompute.union(short))

@@ -172,8 +172,8 @@ class Run:
         if self.fingerprint not in (None, dataset.fingerprint):
             where = self.config.data.root or self.config.data.name
             self.console.print(
-                f"warning: {where}: not, to the byte, the images of the run, or not divided as an "
-                f"older version did{MOVED}"
+                f"warning: {where}: these are not exactly the images of the run, or an older "
+                f"version divided them otherwise{MOVED}"
             )
         return dataset
 
@@ -236,9 +236,9 @@ class Run:
         self.recompute = searches
         if searches:
             self.console.print(
-                f"warning: {', '.join(sorted(searches))}: the memory does not hold a step of this "
-                "batch, unless the insides of cells are computed again in the backward pass: the "
-                "search does so, slower and with the same result"
+                f"warning: {', '.join(sorted(searches))}: a step with this batch fits into memory "
+                "only if cells are recomputed in the backward pass; the search does that: slower, "
+                "with the same result"
             )
 
     def claim(self) -> None:

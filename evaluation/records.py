@@ -254,7 +254,7 @@ class ModelRecord:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ModelMeasurement:
     """What was measured of a whole network, at batch 1.
 
     Attributes:

@@ -37,7 +37,7 @@ from evaluation.files.facts import Facts
 from evaluation.files.manifest import MANIFEST, Manifest, digest_of, entry, first_line
 from evaluation.files.run_folder import RunFolder
 from evaluation.pareto.front import Box
-from evaluation.records import Cost, Measured, ModelRecord
+from evaluation.records import Cost, ModelMeasurement, ModelRecord
 from evaluation.training.checkpoint import DIGEST_BYTES, Checkpoint, Position
 from evaluation.training.checkpoint import FORMAT as CHECKPOINT
 from evaluation.training.loop import seeded_model
@@ -45,7 +45,7 @@ from evaluation.training.retrain import _test_accuracy
 from evaluation.training.weights import weights_of
 from lookup_graph import LookupGraph
 from netsearch.estimators.shared_weights import SharedWeights
-from netsearch.members.measurement import Measurements
+from netsearch.members.measurement import RunMeasurements
 from netsearch.members.members import Members
 from netsearch.members.saved import Description, load_network
 from netsearch.outcome import Outcome, Ranking
@@ -304,7 +304,7 @@ def read_found(path: Path) -> None:
 
 
 OUTCOME = Outcome(Box(0.9, (100.0,), (1e5,)), {"random search": 0.5}, (RECORD,), Ranking(0.5, 4))
-MEASURED = Measurements("CPU", {"0123456789": Measured(1.5, 0.1, 1000)})
+MEASURED = RunMeasurements("CPU", {"0123456789": ModelMeasurement(1.5, 0.1, 1000)})
 TABLE = LatencyTable({"stem": 0.5, "classifier": 0.25}, (3, 8, 8), 2, {"device": "CPU"})
 ENTRY = {"file": "stem.onnx", "sha256": "00", "median_ms": 0.5, "spread_ms": 0.1, "runs": 7}
 LATENCIES = {
@@ -346,7 +346,7 @@ TARGETS: dict[str, Target] = {
         lambda path: RunFolder(path.parent).load(path.name, _test_accuracy),
         "json",
     ),
-    "measured": Target("measured.json", saved(MEASURED.save), loaded(Measurements.load), "json"),
+    "measured": Target("measured.json", saved(MEASURED.save), loaded(RunMeasurements.load), "json"),
     "latency table": Target("latency.json", saved(TABLE.save), loaded(LatencyTable.load), "json"),
     "device latencies": Target(
         "device.json",

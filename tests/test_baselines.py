@@ -18,7 +18,7 @@ from evaluation.data.preprocessing import Preprocessing
 from evaluation.records import Cost, ModelRecord
 from evaluation.training.ready_made import WIDTHS, MobileNetV2, mobilenet_near
 from netsearch.members.baselines import (
-    baseline_trials,
+    baseline_jobs,
     fitted,
     random_twin,
     uniform_spec,
@@ -132,12 +132,12 @@ def test_random_cells_come_from_the_seed_alone():
 def test_both_baselines_of_a_found_network_are_of_its_size_and_carry_their_own_cost():
     record = ModelRecord("found", (0,), SPEC.blocks, Cost(30_000, 1), 0, 0.9)
     inputs = Preprocessing((3, 32, 32), (0.5,) * 3, (0.2,) * 3, tuple("abcdefghij"))
-    trials = baseline_trials(record, SPEC, space=CELLS, preprocessing=inputs, seed=0)
-    assert len({trial.folder for trial in trials}) == len({t.record.id for t in trials}) == 2
-    for trial in trials:
-        assert trial.record.cost == measure_cost(trial.build(), (3, 32, 32))
-        assert 0.8 < trial.record.cost.params / 30_000 < 1.25
-        assert trial.record.genome == () and trial.record.valid_accuracy is None
+    jobs = baseline_jobs(record, SPEC, space=CELLS, preprocessing=inputs, seed=0)
+    assert len({job.folder for job in jobs}) == len({t.record.id for t in jobs}) == 2
+    for job in jobs:
+        assert job.record.cost == measure_cost(job.build(), (3, 32, 32))
+        assert 0.8 < job.record.cost.params / 30_000 < 1.25
+        assert job.record.genome == () and job.record.valid_accuracy is None
 
 
 @pytest.mark.parametrize(

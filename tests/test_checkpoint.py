@@ -236,7 +236,7 @@ def test_where_both_are_damaged_or_the_only_one_is_they_are_refused_by_name(tmp_
     checkpoint = Checkpoint(tmp_path / "x.ckpt")
     saved(checkpoint, 1.0)
     hurt(tmp_path / "x.ckpt", damage)
-    with pytest.raises(InputError, match=r"x\.ckpt: damaged .*; delete it to start this step anew"):
+    with pytest.raises(InputError, match=r"x\.ckpt: damaged .*; delete it to start this step over"):
         restored(checkpoint)
     assert not checkpoint.restored
     checkpoint.remove()

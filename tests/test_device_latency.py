@@ -14,7 +14,7 @@ import torch
 from blocksearch.library import BlockLibrary, FoundCell
 from blocksearch.ops import LIGHT_OPS
 from blocksearch.space import SearchSpace
-from evaluation.cost.device_latency import DeviceLatencies, Latency
+from evaluation.cost.device_latency import DeviceLatencies, Timing
 from evaluation.cost.latency import measure_onnx_ms
 from evaluation.cost.paretoblocks_latency import FORMAT
 from evaluation.cost.paretoblocks_latency import main as measure_on_device
@@ -183,7 +183,7 @@ def test_a_latency_json_for_other_files_is_refused_and_both_are_named(tmp_path):
     measured = DeviceLatencies.load(path)
     assert measured.of(["c", "a"], "the members") == {"c": 1.0, "a": 1.0}
     message = (
-        r"pi\.json: a latency JSON for other files: of the members it lacks 2 of 3, 'x', 'y'; "
+        r"pi\.json: measured for other files: of the members, 2 of 3 are missing, 'x', 'y'; "
         r"it has 'a', 'b', 'c' and 2 more"
     )
     with pytest.raises(InputError, match=message):
@@ -223,7 +223,7 @@ def test_a_missing_latency_json_is_named(tmp_path):
 def test_an_onnx_file_is_timed_here(exported, tmp_path):
     path = exported[0] / "parts" / part_file(EMPTY)
     found = measure_onnx_ms(path)
-    assert isinstance(found, Latency) and 0 < found.median_ms < 10
+    assert isinstance(found, Timing) and 0 < found.median_ms < 10
     (tmp_path / "bad.onnx").write_bytes(b"bad")
     with pytest.raises(InputError, match=r"bad\.onnx: not an ONNX file"):
         measure_onnx_ms(tmp_path / "bad.onnx")
@@ -284,7 +284,7 @@ def test_a_table_of_another_origin_or_for_other_networks_is_not_used(library, tm
 def test_a_json_of_other_parts_is_refused(library, tmp_path):
     needed = list(all_parts(Networks(SPACE, library.cells, SHAPE, CLASSES)))
     source = device_json(tmp_path / "pi.json", needed[:-1])
-    message = rf"pi\.json: a latency JSON for other files: .*export DIR --parts.*{needed[-1]}"
+    message = rf"pi\.json: measured for other files: .*export DIR --parts.*{needed[-1]}"
     with pytest.raises(InputError, match=message):
         _ = stage(tmp_path, library, source).problem
     assert not (tmp_path / "latency.json").exists()

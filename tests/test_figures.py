@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from evaluation.records import Cost, Measured
+from evaluation.records import Cost, ModelMeasurement
 from evaluation.report.figures import axes_of, cost_figure
 from evaluation.report.report import Baseline, Report
 from test_report import DOMINATED, FAILED, FRONT, MEASURED, NEAR_SMALL, REPORT, network
@@ -31,8 +31,12 @@ def test_the_figures_have_an_axis_for_every_known_cost_and_no_other():
     assert axes() == ["params", "flops"]
     assert axes(random_archive=(one_bit,)) == ["params", "flops", "bits"]
     assert axes(archive=(estimated,)) == ["params", "flops", "latency_ms"]
-    assert axes(measured={"large": Measured(1.0, 0.1)}) == ["params", "flops", "latency_ms"]
-    assert axes(measured={"large": Measured(None, None, 9)}) == ["params", "flops", "file_bytes"]
+    assert axes(measured={"large": ModelMeasurement(1.0, 0.1)}) == ["params", "flops", "latency_ms"]
+    assert axes(measured={"large": ModelMeasurement(None, None, 9)}) == [
+        "params",
+        "flops",
+        "file_bytes",
+    ]
 
 
 def test_the_figure_begins_with_the_first_cost_of_its_menu():

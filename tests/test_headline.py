@@ -25,7 +25,7 @@ from evaluation.data.dataset import load_dataset  # noqa: E402
 from evaluation.errors import InputError  # noqa: E402
 from evaluation.pareto.front import Box  # noqa: E402
 from evaluation.records import Cost, ModelRecord  # noqa: E402
-from evaluation.training.retrain import Trial  # noqa: E402
+from evaluation.training.retrain import RetrainJob  # noqa: E402
 from headline_facts import FOUND, READY_MADE, Entry, Judged, difference  # noqa: E402
 from tiny_run import TINY  # noqa: E402
 
@@ -236,7 +236,7 @@ def test_the_configs_of_the_experiment_have_what_it_compares(name):
 
 def entry(label, pair, kind=FOUND, params=10, valid=None):
     record = ModelRecord(f"{label}-{pair}", (), (), Cost(params, 20), 0, valid)
-    return Entry(Trial("x", record, lambda: None), kind, label, pair, (0,), 1)
+    return Entry(RetrainJob("x", record, lambda: None), kind, label, pair, (0,), 1)
 
 
 def sides(**errors):

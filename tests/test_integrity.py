@@ -199,7 +199,7 @@ def test_what_a_run_began_with_is_written_again_by_the_same_call(
     damage(copy / kind, another / kind)
     run = pipeline(copy)
     run.run("blocks")
-    assert f"{kind} was damaged and is written again" in said(run)
+    assert f"{kind} was damaged; it is written again" in said(run)
     assert results(copy) == results(finished)
 
 

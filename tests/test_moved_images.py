@@ -140,7 +140,7 @@ def test_export_says_so_where_it_compares_with_other_images(home):
     folder = home / "run"
     result = invoke("export", folder, member_of(folder), "--data", other, "--format", "weights")
     assert result.exit_code == 0
-    assert f"warning: {other}: not, to the byte, the images of the run" in result.stderr
+    assert f"warning: {other}: these are not exactly the images of the run" in result.stderr
 
 
 def test_export_compares_with_no_images_that_the_network_does_not_take(home):
@@ -172,7 +172,7 @@ def test_no_run_begins_among_its_images(place, tmp_path):
     sets = [word for change in changes for word in ("--set", change)]
     quickstart = FOLDER / "quickstart.yaml"
     result = invoke("run", quickstart, *sets, "--out", tmp_path / "set" / place)
-    assert result.exit_code == 2 and "outside of the images" in result.stderr
+    assert result.exit_code == 2 and "outside that of the images" in result.stderr
     assert [path.name for path in (tmp_path / "set").iterdir()] == ["cat"]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from evaluation.records import Cost, Measured, ModelRecord
+from evaluation.records import Cost, ModelMeasurement, ModelRecord
 from evaluation.report.report import Baseline, DrawnBlock, Report, draw_block, write_report
 from evaluation.words import count
 
@@ -67,9 +67,9 @@ REPORT = Report(
 )
 
 MEASURED = {
-    "aaa111": Measured(0.25, 0.0123, 7_040),
-    "ccc333": Measured(12.5, 0.5, 4_940_000),
-    "large": Measured(11.0, 0.75),
+    "aaa111": ModelMeasurement(0.25, 0.0123, 7_040),
+    "ccc333": ModelMeasurement(12.5, 0.5, 4_940_000),
+    "large": ModelMeasurement(11.0, 0.75),
 }
 
 Write = Callable[..., str]
@@ -357,7 +357,7 @@ def test_latency_and_file_size_have_columns_where_they_are_known(html: Write):
 
 def test_an_estimated_latency_looks_like_one(html: Write):
     estimated = replace(FRONT[0], cost=FRONT[0].cost.with_latency(0.2))
-    elsewhere = {"aaa111": Measured(None, None, 7_040)}  # the search went by another device
+    elsewhere = {"aaa111": ModelMeasurement(None, None, 7_040)}  # the search went by another device
     page = html(front=(estimated,), archive=(estimated,), measured=elsewhere)
     row = rows_of(page)[0]
     assert (row["latency"], row["file size"]) == ("0.200 ms, estimated", "7.0 kB")

@@ -21,7 +21,7 @@ from evaluation.records import Cost, ModelRecord
 from evaluation.training.checkpoint import Checkpoint
 from evaluation.training.context import RunContext
 from evaluation.training.loop import TrainConfig, accuracy
-from evaluation.training.retrain import RetrainConfig, Trial, retrain, retrain_all
+from evaluation.training.retrain import RetrainConfig, RetrainJob, retrain, retrain_all
 from evaluation.workers.workers import Workers
 
 ROOT = Path(__file__).parents[1]
@@ -228,16 +228,16 @@ def test_a_diverging_retraining_returns_its_reason_and_leaves_no_result(tmp_path
     assert not (tmp_path / "x" / "weights.safetensors").exists()
 
 
-def trial(id, build, folder="retrained"):
-    return Trial(folder, ModelRecord(id, (1, 2), ("n0",), Cost(5, 6), 0, 0.5), build)
+def job(id, build, folder="retrained"):
+    return RetrainJob(folder, ModelRecord(id, (1, 2), ("n0",), Cost(5, 6), 0, 0.5), build)
 
 
 def test_all_are_retrained_with_all_seeds_and_the_first_seed_keeps_its_weights(tmp_path, context):
     config = RetrainConfig(members=2, baselines=0, seeds=(3, 1), train=RECIPE)
-    trials = [trial("a", net), trial("b", net, folder="baselines")]
-    records = retrain_all(trials, config, RunFolder(tmp_path), context, workers=Workers(1))
+    jobs = [job("a", net), job("b", net, folder="baselines")]
+    records = retrain_all(jobs, config, RunFolder(tmp_path), context, workers=Workers(1))
     assert [r.id for r in records] == ["a", "b"]
-    for record, one in zip(records, trials, strict=True):
+    for record, one in zip(records, jobs, strict=True):
         folder = tmp_path / one.folder / record.id
         assert names(folder) == [
             "record.json",
@@ -259,7 +259,7 @@ def test_all_are_retrained_with_all_seeds_and_the_first_seed_keeps_its_weights(t
 
 def test_weights_that_nobody_wants_are_not_kept(tmp_path, context):
     config = RetrainConfig(members=1, baselines=0, seeds=(0,), train=RECIPE)
-    one = replace(trial("a", net), keep_weights=False)
+    one = replace(job("a", net), keep_weights=False)
     (record,) = retrain_all([one], config, RunFolder(tmp_path), context, workers=Workers(1))
     assert names(tmp_path / "retrained" / "a") == ["record.json", "seed-0.json"]
     assert len(record.test_accuracy) == 1
@@ -267,10 +267,10 @@ def test_weights_that_nobody_wants_are_not_kept(tmp_path, context):
 
 def test_one_failed_retraining_leaves_the_others_alone(tmp_path, context):
     config = RetrainConfig(members=2, baselines=0, seeds=(0,), train=RECIPE)
-    trials = [trial("bad", diverging), trial("good", net)]
-    bad, good = retrain_all(trials, config, RunFolder(tmp_path), context, workers=Workers(1))
+    jobs = [job("bad", diverging), job("good", net)]
+    bad, good = retrain_all(jobs, config, RunFolder(tmp_path), context, workers=Workers(1))
     assert bad.test_accuracy == () and bad.failure.startswith("retraining: TrainingError")
-    assert replace(bad, failure=None) == trials[0].record
+    assert replace(bad, failure=None) == jobs[0].record
     assert good.failure is None and len(good.test_accuracy) == 1
     path = tmp_path / "retrained" / "bad" / "record.json"
     assert ModelRecord.from_json(json.loads(path.read_text())) == bad

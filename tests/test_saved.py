@@ -14,7 +14,7 @@ from evaluation.errors import InputError
 from evaluation.records import Cost, ModelRecord
 from evaluation.training.loop import seeded_model
 from evaluation.training.weights import KEY, read_weights, weights_of
-from netsearch.members.saved import Description, load_network, trial
+from netsearch.members.saved import Description, load_network, retrain_job
 from netsearch.space.genome import NetworkSpec, Stage
 
 INPUTS = Preprocessing((3, 16, 16), (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), ("cat", "dog"))
@@ -73,7 +73,7 @@ def test_equal_networks_give_equal_bytes(tmp_path):
 def test_a_trial_describes_what_it_builds():
     one = description()
     record = ModelRecord("x", (0,), SPEC.blocks, Cost(1, 1), 0, 0.5)
-    made = trial(record, SPEC, one.cells, INPUTS, folder="elsewhere")
+    made = retrain_job(record, SPEC, one.cells, INPUTS, folder="elsewhere")
     assert made.place == "elsewhere/x"
     assert Description.from_text(made.description).builder() == made.build
 

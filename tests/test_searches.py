@@ -182,7 +182,7 @@ def test_a_search_ends_when_its_space_is_exhausted_and_says_so(tmp_path, trained
     lines, sizes = [], {"evaluations": 100, "population": 8}
     records = run(tmp_path, name, problem_of(TINY), say=lines.append, **sizes)
     assert {record.genome for record in records} == set(genomes_of(TINY))
-    assert len(lines) == 1 and f"no new network comes up after {len(trained)}:" in lines[0]
+    assert len(lines) == 1 and f"no new network is found after {len(trained)}:" in lines[0]
     assert "the space within the budgets is small" in lines[0]
 
 
@@ -210,7 +210,7 @@ def test_a_search_with_one_network_within_the_budget_finds_it_and_ends(tmp_path,
     bounded = problem_of(TINY, Budgets(max_params=least_params(TINY)))
     records = run(tmp_path, name, bounded, say=lines.append)
     assert [r.cost.params for r in records] == [least_params(TINY)]
-    assert len(lines) == 1 and f"no new network comes up after {len(trained)}:" in lines[0]
+    assert len(lines) == 1 and f"no new network is found after {len(trained)}:" in lines[0]
     assert {id for id, _ in trained} == {records[0].id}
 
 
@@ -220,7 +220,7 @@ def test_a_search_with_no_network_within_the_budget_asks_for_none(tmp_path, trai
     lines = []
     bounded = problem_of(TINY, Budgets(max_params=least_params(TINY) - 1))
     assert run(tmp_path, name, bounded, say=lines.append) == [] == trained
-    assert "no new network comes up after 0:" in lines[0]
+    assert "no new network is found after 0:" in lines[0]
 
 
 @MOST
@@ -394,7 +394,7 @@ def test_a_search_that_asks_for_nothing_is_told_what_is_left_over():
 
     lines, search = [], Half()
     run_search(search, lambda batch: np.array([0.25]), 4.8, lines.append)
-    assert lines == ["no new network comes up after 8: 0.80 of an evaluation is left over"]
+    assert lines == ["no new network is found after 8: 0.80 of an evaluation is left over"]
     assert search.errors == [0.25]
 
 

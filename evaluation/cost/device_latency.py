@@ -19,7 +19,7 @@ LATENCY = CostKind(  # a search measures it with its `LatencyTable`
 
 
 @dataclass(frozen=True)
-class Latency:
+class Timing:
     """Milliseconds of one forward pass: median and interquartile range over the timed passes."""
 
     median_ms: Positive
@@ -38,7 +38,7 @@ class DeviceLatencies:
 
     path: Path
     facts: Mapping[str, str | int]
-    files: Mapping[str, Latency]
+    files: Mapping[str, Timing]
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -54,7 +54,7 @@ class DeviceLatencies:
         try:
             words = {name: str(data[name]) for name in ("device", "runtime")}
             counts = {name: int(data[name]) for name in ("threads", "batch")}
-            files = parsed(dict[str, Latency], data["files"], "the latencies of files")
+            files = parsed(dict[str, Timing], data["files"], "the latencies of files")
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(f"{path}: damaged latency JSON: {error}") from error
         if not files:
@@ -84,8 +84,8 @@ class DeviceLatencies:
         missing = [name for name in names if name not in self.files]
         if missing:
             raise InputError(
-                f"{self.path}: a latency JSON for other files: of {what} it lacks {len(missing)} "
-                f"of {len(names)}, {_some(missing)}; it has {_some(self.files)}"
+                f"{self.path}: measured for other files: of {what}, {len(missing)} of {len(names)} "
+                f"are missing, {_some(missing)}; it has {_some(self.files)}"
             )
         return {name: self.files[name].median_ms for name in names}
 

@@ -54,7 +54,7 @@ def _weight_bytes(step: Step) -> int:
     if not step.weights:
         return 0
     if step.op not in (CONVOLUTION, LINEAR):
-        raise InputError(f"flash_bytes: the weights of {step.op} have no int8 form that is known")
+        raise InputError(f"flash_bytes: the weights of {step.op} have no known int8 form")
     kernel, *biases = sorted(step.weights, key=len, reverse=True)
     outputs = kernel[0] if step.op == CONVOLUTION else kernel[1]
     bias = outputs * (INT32 + FLOAT32 + INT32) if biases else 0

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evaluation.cost.device_latency import Latency
+from evaluation.cost.device_latency import Timing
 from evaluation.cost.paretoblocks_latency import LatencyError, time_file
 from evaluation.errors import InputError, not_installed
 from evaluation.parsing import parsed
@@ -48,7 +48,7 @@ def machine_name(device: str) -> str:
     return f"{device_name(device)}{cores}"
 
 
-def measure_onnx_ms(path: Path, threads: int = 1) -> Latency:
+def measure_onnx_ms(path: Path, threads: int = 1) -> Timing:
     """Time an ONNX file in ONNX Runtime on this CPU, at batch 1.
 
     Raises:
@@ -60,7 +60,7 @@ def measure_onnx_ms(path: Path, threads: int = 1) -> Latency:
         raise not_installed("onnx", "latency in ONNX Runtime") from error
     del onnxruntime
     try:
-        return parsed(Latency, time_file(path, threads=threads), "a latency")
+        return parsed(Timing, time_file(path, threads=threads), "a latency")
     except LatencyError as error:
         raise InputError(str(error)) from error
 
@@ -72,7 +72,7 @@ def measure_ms(
     repeats: int = 20,
     warmup: int = 5,
     min_total_s: float = MIN_TOTAL_S,
-) -> Latency:
+) -> Timing:
     """Time the forward pass of a module for batch 1, as the head of this file says.
 
     Passes go on until there are `repeats` of them and they have taken `min_total_s` together.
@@ -108,7 +108,7 @@ def measure_ms(
     finally:
         torch.set_num_threads(threads_before)
     low, median, high = (MS_PER_S * np.quantile(seconds, (0.25, 0.5, 0.75))).tolist()
-    return Latency(median, high - low)
+    return Timing(median, high - low)
 
 
 def clock_of(device: torch.device, threads: int) -> Callable[[], float]:

@@ -85,7 +85,7 @@ def contrast_notes(low: Pixels, high: Pixels, name: NameOf) -> list[str]:
     blank = np.flatnonzero((low == high).all(1))
     notes = []
     if len(blank) == len(low):
-        notes.append("all pictures are without contrast: in each of them all pixels are equal")
+        notes.append("no picture has any contrast: in each of them all pixels are equal")
     elif len(blank):
         names = named([name(index) for index in blank.tolist()])
         verb = "is" if len(blank) == 1 else "are"

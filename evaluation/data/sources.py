@@ -255,7 +255,7 @@ def _read_folder(config: DataConfig) -> Source:
         elif root.exists():
             got = "this is a file (unpack an archive; arrays are read by data.name=npz)"
         raise InputError(
-            f"data.root={config.root}: expected a folder with a folder per class; {got}"
+            f"data.root={config.root}: expected a folder with one folder per class; {got}"
         )
     if side_px is None:
         raise InputError("data.image_size_px: expected a size for data.name=folder, got None")

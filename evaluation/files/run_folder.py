@@ -292,11 +292,11 @@ class RunFolder:
             what = f"the images have changed since this run began{f': {moved}' if moved else ''}"
             raise InputError(f"{self.path}: {what}")
         if (before.versions, before.device) != (facts.versions, facts.device):
-            say("warning: the device or the library versions are not those of this run's beginning")
+            say("warning: the device or the library versions have changed since this run began")
         if moved:
             say(f"the images of this run have moved: {moved}")
         if changed:
-            say(f"the config changes for what has not begun: {'; '.join(changed)}")
+            say(f"the config changes for stages that have not begun: {'; '.join(changed)}")
         if moved or changed:
             self.write(self.config.name, texts[self.config])
 
@@ -316,7 +316,9 @@ class RunFolder:
                 continue
             same = hashlib.sha256(text.encode()).hexdigest() in known
             if same and not new:
-                say(f"warning: {path} was damaged and is written again: this call has the same")
+                say(
+                    f"warning: {path} was damaged; it is written again: this call has it"
+                )
             if same or new:
                 self.write(path.name, text)
 

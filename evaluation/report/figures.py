@@ -14,7 +14,7 @@ from evaluation.cost.costs import FILE, kind_of
 from evaluation.cost.device_latency import LATENCY
 from evaluation.cost.sizes import BITS, FLOPS, PARAMS
 from evaluation.pareto.choice import amount_of
-from evaluation.records import Measured, ModelRecord
+from evaluation.records import ModelMeasurement, ModelRecord
 from evaluation.report.findings import Report
 from evaluation.report.plots import BASELINE_STYLES, FRONT_COLOUR, SEARCH_COLOURS, visible_range
 from evaluation.words import kilobytes, milliseconds, percent
@@ -105,7 +105,7 @@ def members_of(report: Report) -> list[tuple[str, tuple[ModelRecord, ...]]]:
     return [(FRONT, report.front), *((group.label, group.records) for group in report.baselines)]
 
 
-def latency_of(record: ModelRecord, measured: Measured | None) -> tuple[float | None, bool]:
+def latency_of(record: ModelRecord, measured: ModelMeasurement | None) -> tuple[float | None, bool]:
     """Return the latency in ms, and whether it was measured of the whole network.
 
     It is the estimate that the search worked with where nothing was measured, None without either.
@@ -115,7 +115,7 @@ def latency_of(record: ModelRecord, measured: Measured | None) -> tuple[float | 
     return record.cost.latency_ms, False
 
 
-def costs_of(record: ModelRecord, measured: Measured | None) -> dict[str, float | None]:
+def costs_of(record: ModelRecord, measured: ModelMeasurement | None) -> dict[str, float | None]:
     """Return every cost of a network by its name, None where it is not known."""
     known: dict[str, float | None] = dict.fromkeys(FIRST_AXES) | record.cost.known()
     known[LATENCY.name] = latency_of(record, measured)[0]
@@ -141,7 +141,7 @@ def axes_of(report: Report) -> list[str]:
     ]
 
 
-def facts(record: ModelRecord, measured: Measured | None) -> dict[str, str]:
+def facts(record: ModelRecord, measured: ModelMeasurement | None) -> dict[str, str]:
     """Return whatever is known of a network, for a reader, by what it is."""
     cost = record.cost
     known = {"params": f"{cost.params:,}", "FLOPs": f"{cost.flops:,}"}
@@ -226,7 +226,7 @@ def _points(
     axes: Sequence[str],
     label: str,
     records: Sequence[ModelRecord],
-    measured: Mapping[str, Measured],
+    measured: Mapping[str, ModelMeasurement],
     accuracies: Sequence[float],
 ) -> _Series:
     """Return records as points that say what is known of them, and which member they are."""
@@ -260,7 +260,7 @@ def _line(label: str, colour: str) -> dict[str, Any]:
     return {"name": _plain(label), "legendgroup": _plain(label), "line": line}
 
 
-def _hover(label: str, record: ModelRecord, measured: Measured | None) -> str:
+def _hover(label: str, record: ModelRecord, measured: ModelMeasurement | None) -> str:
     """Return what plotly shows at a point, in short lines."""
     said = [f"{name}: {text}" for name, text in facts(record, measured).items()]
     texts = [textwrap.wrap(text, HOVER_CHARACTERS) for text in (record.id, label, *said)]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from evaluation.records import Measured, ModelRecord
+from evaluation.records import ModelMeasurement, ModelRecord
 from evaluation.report.drawing import DrawnBlock
 from evaluation.words import percent
 
@@ -59,7 +59,7 @@ class Report:
     spent: tuple[tuple[str, str], ...]
     facts: tuple[tuple[str, str], ...]
     config: str
-    measured: Mapping[str, Measured] = field(default_factory=dict)
+    measured: Mapping[str, ModelMeasurement] = field(default_factory=dict)
     latency_device: str = ""
     growth: tuple[tuple[str, tuple[float, ...]], ...] = ()
 

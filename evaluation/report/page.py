@@ -121,8 +121,8 @@ def _notes(report: Report) -> str:
         notes.append("The Pareto set and the baselines are measured as whole networks.")
     if any(record.cost.latency_ms is not None for record in evaluated):
         notes.append(
-            "The latency of a pale dot is the estimate of the search, so the Pareto set may lie "
-            "off its line."
+            "A pale dot shows the latency that the search estimated, so the Pareto set may lie off "
+            "its line."
         )
     return " ".join(notes)
 

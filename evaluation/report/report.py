@@ -12,7 +12,7 @@ from evaluation.cost.costs import FILE
 from evaluation.cost.device_latency import LATENCY
 from evaluation.cost.sizes import FLOPS, PARAMS
 from evaluation.files.atomic import write_atomic
-from evaluation.records import Measured, ModelRecord
+from evaluation.records import ModelMeasurement, ModelRecord
 from evaluation.report.drawing import DrawnBlock, draw_block
 from evaluation.report.figures import costs_of, other_costs, searches_of
 from evaluation.report.findings import Baseline, Report
@@ -45,7 +45,7 @@ def write_report(report: Report, folder: Path) -> Path:
     return path
 
 
-def _csv(front: Sequence[ModelRecord], measured: Mapping[str, Measured]) -> str:
+def _csv(front: Sequence[ModelRecord], measured: Mapping[str, ModelMeasurement]) -> str:
     """Return the front as CSV: fractions and counts, lists with spaces, nothing where unknown.
 
     A latency without its spread is the estimate of the search, one with it is measured.

@@ -39,13 +39,19 @@ class Device(StrEnum):
 
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run.")]
-Out = Annotated[Path | None, typer.Option(help="Folder of the run; default: in runs/.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Folder for the run; default: runs/NAME, as the config is called."),
+]
 Changes = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one value.")
 ]
 Where = Annotated[Device, typer.Option("--device", help="Where to compute.")]
 Count = Annotated[
-    int | None, typer.Option("--workers", min=1, help="Default: workers.count of the config.")
+    int | None,
+    typer.Option(
+        "--workers", min=1, help="Worker processes; default: workers.count of the config."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Images = Annotated[

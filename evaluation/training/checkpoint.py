@@ -142,7 +142,7 @@ class Checkpoint:
             self.restored = True
             return
         if wrong:
-            raise InputError(f"{'; '.join(wrong)}; delete it to start this step anew")
+            raise InputError(f"{'; '.join(wrong)}; delete it to start this step over")
 
     def due(self) -> bool:
         """Tell whether the last checkpoint is long enough ago; asks nothing of the device."""

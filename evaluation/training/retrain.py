@@ -18,7 +18,7 @@ from evaluation.training.weights import weights_of
 from evaluation.workers.pool import run_tasks
 from evaluation.workers.workers import Workers
 
-MAX_TRIALS = 10_000
+MAX_RETRAINED = 10_000
 
 
 class RetrainConfig(BaseModel):
@@ -26,8 +26,8 @@ class RetrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    members: int = Field(ge=1, le=MAX_TRIALS)
-    baselines: int = Field(ge=0, le=MAX_TRIALS)
+    members: int = Field(ge=1, le=MAX_RETRAINED)
+    baselines: int = Field(ge=0, le=MAX_RETRAINED)
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(min_length=1)
     train: TrainConfig
 
@@ -40,7 +40,7 @@ class RetrainConfig(BaseModel):
 
 
 @dataclass(frozen=True)
-class Trial:
+class RetrainJob:
     """A network to retrain.
 
     Attributes:
@@ -64,7 +64,7 @@ class Trial:
 
 
 def retrain_all(
-    trials: Sequence[Trial],
+    jobs: Sequence[RetrainJob],
     config: RetrainConfig,
     out: RunFolder,
     context: RunContext,
@@ -78,31 +78,31 @@ def retrain_all(
         The records with their test accuracies; with a failure where a training went wrong.
     """
     tasks = {
-        (trial, seed): (
-            trial.build,
+        (job, seed): (
+            job.build,
             seed,
             out,
-            trial.place,
+            job.place,
             context,
             config.train,
-            trial.description if trial.keep_weights and seed == config.seeds[0] else None,
+            job.description if job.keep_weights and seed == config.seeds[0] else None,
         )
-        for trial in trials
+        for job in jobs
         for seed in config.seeds
     }
-    for trial in trials:
-        (out.path / trial.place).mkdir(parents=True, exist_ok=True)
+    for job in jobs:
+        (out.path / job.place).mkdir(parents=True, exist_ok=True)
     results = dict(run_tasks(retrain, tasks, workers))
     records = []
-    for trial in trials:
-        accuracies = [results[trial, seed] for seed in config.seeds]
+    for job in jobs:
+        accuracies = [results[job, seed] for seed in config.seeds]
         good = tuple(a for a in accuracies if isinstance(a, float))
         if len(good) == len(accuracies):
-            record = trial.record.retrained(good, config.seeds)
+            record = job.record.retrained(good, config.seeds)
         else:
             reason = next(str(a) for a in accuracies if not isinstance(a, float))
-            record = replace(trial.record, failure=f"retraining: {reason}")
-        out.write_json(f"{trial.place}/record.json", record.to_json())
+            record = replace(job.record, failure=f"retraining: {reason}")
+        out.write_json(f"{job.place}/record.json", record.to_json())
         records.append(record)
     return records
 

@@ -103,7 +103,7 @@ class Evaluator:
             common = [f"{count} x {reason}" for reason, count in reasons.most_common(REASONS)]
             raise InputError(
                 f"{failed} of {asked} networks failed, so the search stops: {'; '.join(common)}; "
-                f"all are in {archive.path}, and stay failed in this run"
+                f"all are recorded in {archive.path}, and this run does not try them again"
             )
 
     def _add(self, archive: Archive, record: ModelRecord) -> None:

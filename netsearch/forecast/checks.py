@@ -24,7 +24,9 @@ def check_place(folder: RunFolder, root: str | None) -> None:
     """
     path = folder.path.resolve()
     if root is not None and Path(root).is_dir() and path.is_relative_to(Path(root).resolve()):
-        raise InputError(f"--out {folder.path}: expected a folder outside of the images, {root}")
+        raise InputError(
+            f"--out {folder.path}: expected a folder outside that of the images, {root}"
+        )
 
 
 def check_run(dataset: Dataset, plan: Plan, folder: RunFolder, device: str) -> frozenset[str]:

@@ -11,8 +11,8 @@ from blocksearch.space import Cell, SearchSpace
 from evaluation.data.preprocessing import Preprocessing
 from evaluation.records import ModelRecord
 from evaluation.training.ready_made import mobilenet_near
-from evaluation.training.retrain import Trial
-from netsearch.members.saved import trial
+from evaluation.training.retrain import RetrainJob
+from netsearch.members.saved import retrain_job
 from netsearch.space.genome import NetworkSpec, Stage
 from netsearch.space.network import predict_cost
 
@@ -26,14 +26,14 @@ RANDOM_BLOCKS, READY_MADE = "random blocks", "MobileNetV2 (torchvision)"
 FOLDERS = {"baselines/random_blocks": RANDOM_BLOCKS, "baselines/mobilenet_v2": READY_MADE}
 
 
-def baseline_trials(
+def baseline_jobs(
     record: ModelRecord,
     spec: NetworkSpec,
     *,
     space: SearchSpace,
     preprocessing: Preprocessing,
     seed: int,
-) -> list[Trial]:
+) -> list[RetrainJob]:
     """Return a network of random blocks and a MobileNetV2 to retrain beside a found network."""
     random_folder, ready_made_folder = FOLDERS
     image_shape, classes = preprocessing.image_shape, len(preprocessing.class_names)
@@ -52,8 +52,8 @@ def baseline_trials(
         f"mobilenet_v2-x{mobilenet.width:.3f}", (), (), mobilenet.cost, record.seed
     )
     return [
-        trial(twin_record, twin, cells, preprocessing, folder=random_folder),
-        Trial(ready_made_folder, mobilenet_record, mobilenet),
+        retrain_job(twin_record, twin, cells, preprocessing, folder=random_folder),
+        RetrainJob(ready_made_folder, mobilenet_record, mobilenet),
     ]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from blocksearch.space import OwnOps
 from blocksearch.supernet.stack import CellNetwork
-from evaluation.cost.device_latency import Latency
+from evaluation.cost.device_latency import Timing
 from evaluation.cost.latency import measure_onnx_ms
 from evaluation.data.batches import batches
 from evaluation.data.dataset import Split
@@ -47,7 +47,7 @@ class Delivered:
 
     id: str
     file: Exported
-    latency: Latency | None = None
+    latency: Timing | None = None
     accuracies: tuple[float, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -138,8 +138,8 @@ def lines(delivered: Delivered) -> list[str]:
         before, after = delivered.accuracies
         size = (file.float_bytes or 0) / 1000
         said.append(
-            f"float to int8: accuracy {before:.4f} to {after:.4f} on the validation images (from "
-            f"which retraining learned too), size {size:,.1f} to {file.file_bytes / 1000:,.1f} kB"
+            f"float to int8: accuracy {before:.4f} to {after:.4f} on the validation images (which "
+            f"retraining learned from, too), size {size:,.1f} to {file.file_bytes / 1000:,.1f} kB"
         )
     if delivered.latency:
         said.append(

@@ -6,11 +6,11 @@ from typing import Any, Self
 
 from evaluation.files.run_folder import RunFolder
 from evaluation.parsing import parsed
-from evaluation.records import Measured
+from evaluation.records import ModelMeasurement
 
 
 @dataclass(frozen=True)
-class Measurements:
+class RunMeasurements:
     """What was measured of networks, by their ids, and on what.
 
     Attributes:
@@ -19,7 +19,7 @@ class Measurements:
     """
 
     device: str
-    models: Mapping[str, Measured]
+    models: Mapping[str, ModelMeasurement]
 
     def save(self, folder: RunFolder) -> None:
         """Write `measured.json` into the folder of a run."""

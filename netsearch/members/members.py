@@ -15,7 +15,7 @@ from evaluation.files.names import EXPORTS, RETRAINED, WEIGHTS
 from evaluation.files.run_folder import RunFolder
 from evaluation.pareto.front import spread
 from evaluation.records import ModelRecord
-from netsearch.members.measurement import Measurements
+from netsearch.members.measurement import RunMeasurements
 from netsearch.outcome import Outcome
 
 
@@ -66,10 +66,10 @@ class Members:
         return self.folder.load(path.name, Outcome.from_json)
 
     @cached_property
-    def measurements(self) -> Measurements:
+    def measurements(self) -> RunMeasurements:
         """Of whole networks; of none where the run has not come so far."""
         there = self.folder.measured.exists()
-        return Measurements.load(self.folder) if there else Measurements("", {})
+        return RunMeasurements.load(self.folder) if there else RunMeasurements("", {})
 
     @property
     def latency_device(self) -> str:
@@ -198,6 +198,6 @@ def named(records: Sequence[ModelRecord], id: str) -> ModelRecord:
     exact = [record for record in found if record.id == id]
     if len(exact or found) != 1:
         ids = ", ".join(record.id for record in records)
-        kind = "is the beginning of several" if found else "is none"
-        raise InputError(f"{id!r} {kind} of the retrained members of the front: {ids}")
+        kind = "several" if found else "none"
+        raise InputError(f"{id!r} matches {kind} of the retrained members of the front: {ids}")
     return (exact or found)[0]

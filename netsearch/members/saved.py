@@ -15,7 +15,7 @@ from evaluation.errors import InputError
 from evaluation.files.bounded import parse_json
 from evaluation.files.names import RETRAINED
 from evaluation.records import ModelRecord
-from evaluation.training.retrain import Trial
+from evaluation.training.retrain import RetrainJob
 from evaluation.training.weights import read_weights
 from netsearch.space.genome import NetworkSpec
 from netsearch.space.network import builder
@@ -82,17 +82,17 @@ class Description:
         return cls(spec, cells, preprocessing)
 
 
-def trial(
+def retrain_job(
     record: ModelRecord,
     spec: NetworkSpec,
     cells: Mapping[str, Cell],
     preprocessing: Preprocessing,
     *,
     folder: str = RETRAINED,
-) -> Trial:
+) -> RetrainJob:
     """Return a network to retrain into `folder`, whose weights will say what they are of."""
     description = Description(spec, cells, preprocessing)
-    return Trial(folder, record, description.builder(), description.to_text())
+    return RetrainJob(folder, record, description.builder(), description.to_text())
 
 
 def load_stack(path: Path, own: OwnOps = ()) -> Stack:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from blocksearch.library import REFERENCE_CHANNELS, Block, BlockLibrary
 from evaluation.files.bounded import MAX_CONFIG_BYTES, read_bounded
 from evaluation.files.run_folder import RunFolder
-from evaluation.records import Measured, ModelRecord
+from evaluation.records import ModelMeasurement, ModelRecord
 from evaluation.report.report import Baseline, DrawnBlock, Report
 from evaluation.words import duration
 from netsearch.estimators.shared_scoring import SHARED_STAGE
@@ -71,7 +71,7 @@ def summarise(members: Members, seed: int) -> Report:
     )
 
 
-def _measured(members: Members) -> dict[str, Measured]:
+def _measured(members: Members) -> dict[str, ModelMeasurement]:
     """Of whole networks; without their latency where the search went by another device's."""
     models = members.measurements.models
     if not members.elsewhere:

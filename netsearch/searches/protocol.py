@@ -96,7 +96,7 @@ def run_search(
     while evaluations - spent > WHOLE:
         batch = search.ask(evaluations - spent)
         if not batch.genomes:
-            say(f"no new network comes up after {networks}: {_why(evaluations - spent)}")
+            say(f"no new network is found after {networks}: {_why(evaluations - spent)}")
             return
         spent += len(batch.genomes) * batch.fidelity
         networks += len(batch.genomes)

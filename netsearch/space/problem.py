@@ -161,8 +161,8 @@ class NetworkProblem:
             zero = [name for name in self.cost_names if cost.count(name) <= 0]
             if zero:
                 raise InputError(
-                    f"{', '.join(zero)} of network {self.id(genome)}: expected more than 0 of what "
-                    "is minimised, got 0"
+                    f"{', '.join(zero)} of network {self.id(genome)}: a cost that is minimised "
+                    "must be above 0, got 0"
                 )
             self._costs[genome] = cost
         return self._costs[genome]

@@ -7,26 +7,26 @@ from blocksearch.space import SearchSpace
 from evaluation.data.preprocessing import Preprocessing
 from evaluation.pareto.front import spread
 from evaluation.records import ModelRecord
-from evaluation.training.retrain import Trial
-from netsearch.members.baselines import baseline_trials
-from netsearch.members.saved import trial
+from evaluation.training.retrain import RetrainJob
+from netsearch.members.baselines import baseline_jobs
+from netsearch.members.saved import retrain_job
 from netsearch.space.genome import GenomeSpace
 
 
-def member_trials(
+def member_jobs(
     front: Sequence[ModelRecord],
     space: GenomeSpace,
     library: BlockLibrary,
     preprocessing: Preprocessing,
-) -> dict[str, Trial]:
+) -> dict[str, RetrainJob]:
     """Return every network of a front as it would be retrained, by its id."""
     return {
-        record.id: trial(record, space.decode(record.genome), library.cells, preprocessing)
+        record.id: retrain_job(record, space.decode(record.genome), library.cells, preprocessing)
         for record in front
     }
 
 
-def trials_beside(
+def jobs_beside(
     members: Sequence[ModelRecord],
     space: GenomeSpace,
     cells: SearchSpace,
@@ -34,7 +34,7 @@ def trials_beside(
     *,
     count: int,
     seed: int,
-) -> list[Trial]:
+) -> list[RetrainJob]:
     """Return the baselines of some members, each once.
 
     Args:
@@ -45,10 +45,10 @@ def trials_beside(
         count: For how many of the members.
         seed: Of the run.
     """
-    beside: Mapping[str, Trial] = {
+    beside: Mapping[str, RetrainJob] = {
         baseline.place: baseline
         for number, record in enumerate(spread(members, count))
-        for baseline in baseline_trials(
+        for baseline in baseline_jobs(
             record,
             space.decode(record.genome),
             space=cells,
