@@ -316,9 +316,7 @@ class RunFolder:
                 continue
             same = hashlib.sha256(text.encode()).hexdigest() in known
             if same and not new:
-                say(
-                    f"warning: {path} was damaged; it is written again: this call has it"
-                )
+                say(f"warning: {path} was damaged; it is written again: this call has it")
             if same or new:
                 self.write(path.name, text)
 
