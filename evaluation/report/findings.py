@@ -100,7 +100,7 @@ def _search_finding(report: Report) -> Finding:
     outcome = {True: "beat", False: "lost to", None: "tied with"}[good]
     return Finding(
         good,
-        f"{search} {outcome} {rival} at {budget}: hypervolume {percent(share)} against "
+        f"{search[:1].upper()}{search[1:]} {outcome} {rival} at {budget}: hypervolume {percent(share)} against "
         f"{percent(rival_share)}, one run each.",
     )
 
