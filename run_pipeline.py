@@ -278,7 +278,7 @@ def pick_model(
     for line in chosen.lines():
         print(line)
     print(f"weights: {weights}")
-    print(f"to export it: paretoblocks export {folder} {chosen.record.id} --format onnx")
+    print(f"to export it: {members.export_command(chosen.record)}")
     return DONE if chosen.fits else NOTHING_FITS
 
 

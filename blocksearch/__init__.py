@@ -13,6 +13,7 @@ __all__ = [
     "Edge",
     "Form",
     "Gates",
+    "GridConv2d",
     "Op",
     "SearchSetup",
     "SearchSpace",
@@ -30,6 +31,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from blocksearch.convolution import GridConv2d
     from blocksearch.engine import (
         AlphaStep,
         Batch,

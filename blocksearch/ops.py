@@ -18,7 +18,7 @@ from blocksearch.convolution import GridConv2d
 from blocksearch.one_bit import BODIES, OneBitReduce, OneBitUnit
 from blocksearch.space import OpBuilder, OwnOps
 from evaluation.cost.counts import measure_cost
-from evaluation.errors import InputError, require
+from evaluation.errors import require
 from evaluation.records import Cost
 
 SHUFFLE_GROUPS = 4
@@ -357,38 +357,3 @@ def build_op(
 def in_common_form(module: nn.Module) -> nn.Module:
     """Return a module of any kind as an op of a mixed cell."""
     return module if isinstance(module, Op | Zero) else Op(module, relu=False)
-
-
-def check_own_op(name: str, builder: OpBuilder, channels: int) -> None:
-    """Refuse an op of a user that does not do what cells rely on, before hours of work.
-
-    Args:
-        name: Of the op.
-        builder: What builds it.
-        channels: A width that the search will build it at.
-
-    Raises:
-        InputError: If it cannot be built or run, or its output has another shape than
-            (B, C, ceil(H / stride), ceil(W / stride)).
-    """
-    x = torch.zeros(2, channels, 9, 7)
-    for stride in (1, 2):
-        expected = (2, channels, -(-9 // stride), -(-7 // stride))
-        for searching in (True, False):
-            call = f"op {name}({channels}, {stride}, {searching})"
-            try:
-                with torch.random.fork_rng(devices=[]), torch.no_grad():
-                    op = in_common_form(builder(channels, stride, searching))
-                    shape = tuple(op(x).shape)
-            except Exception as error:  # whatever a stranger's code raises
-                raise InputError(f"{call}: {type(error).__name__}: {error}") from error
-            norm = op.norm if isinstance(op, Op) else None
-            require(
-                not searching or norm is None or not (norm.affine or norm.track_running_stats),
-                f"{call}: the norm of an `Op` must be batch_norm(channels, searching)",
-            )
-            require(
-                shape == expected,
-                f"{call} maps {tuple(x.shape)} to {shape}, expected {expected}: an op keeps the "
-                "channels and divides the resolution by its stride, rounded up",
-            )

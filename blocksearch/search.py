@@ -18,7 +18,7 @@ from blocksearch.engine import (
     shared_weight_accuracy,
 )
 from blocksearch.library import BlockLibrary, FoundCell
-from blocksearch.ops import check_own_op
+from blocksearch.own_op import check_own_op
 from blocksearch.space import Cell, OwnOps, base_kind
 from blocksearch.supernet.forms import PLAIN, Form
 from blocksearch.supernet.supernet import Supernet

@@ -1,5 +1,6 @@
 """Own: what a user brings to a run from Python, beside what a config may name."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from netsearch.estimators.protocol import Estimator
     from netsearch.space.problem import OwnCost
 
-NAME_LENGTH = 40
+NAME = r"[A-Za-z_][A-Za-z0-9_]{0,39}"
+YAML_WORDS = ("true", "false", "null", "yes", "no", "on", "off")
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Own:
         estimators: For `netsearch.estimate`: name to an accuracy(network, context, seed), or to a
             class, see `netsearch.estimators.protocol.Estimator`.
         data: For `data.name: own`: returns the images, divided.
-        costs: Beside those of `netsearch.costs`.
+        costs: A tuple, beside those of `netsearch.costs`.
     """
 
     ops: "Mapping[str, OpBuilder]" = field(default_factory=dict)
@@ -44,25 +46,54 @@ class Own:
         """
         from blocksearch.ops import OPS
         from blocksearch.strategies import STRATEGIES
+        from evaluation.cost.costs import known_kinds
         from evaluation.workers.pool import check_picklable
         from netsearch.estimators import ESTIMATORS
+        from netsearch.space.problem import OwnCost
 
         ours: dict[str, Mapping[str, Any]] = {
             "op": OPS,
             "strategy": STRATEGIES,
             "estimator": ESTIMATORS,
         }
+        for what in ("ops", "strategies", "estimators"):
+            given = vars(self)[what]
+            require(
+                isinstance(given, Mapping),
+                f"own {what}: expected a table of names and parts, got {given!r:.80}",
+            )
+        require(
+            isinstance(self.costs, tuple) and all(isinstance(one, OwnCost) for one in self.costs),
+            f"own costs: expected a tuple of OwnCost, got {self.costs!r:.80}",
+        )
+        known_kinds(one.kind for one in self.costs)
         for kind, name, part in self:
+            called = f"own {kind} {name}".rstrip()
             if kind in ours:
+                good = isinstance(name, str) and re.fullmatch(NAME, name) is not None
                 require(
-                    name.isidentifier() and len(name) <= NAME_LENGTH,
-                    f"own {kind}: expected a name such as wide_conv_3x3 of at most {NAME_LENGTH} "
-                    f"characters, got {name!r:.80}",
+                    good and name not in YAML_WORDS,
+                    f"own {kind}: expected a name such as wide_conv_3x3 of at most 40 characters, "
+                    f"got {name!r:.80}",
                 )
-                require(name not in ours[kind], f"own {kind} {name}: this name is taken")
+                require(name not in ours[kind], f"{called}: this name is taken")
             if not callable(part) and kind != "cost":
-                raise InputError(f"own {kind} {name}: expected a callable, got {part!r:.80}")
-            check_picklable(part, f"own {kind} {name}".rstrip())
+                raise InputError(f"{called}: expected a callable, got {part!r:.80}")
+            if kind == "strategy":
+                there = hasattr(part, "Config") and hasattr(part, "derive")
+                require(there, f"{called}: expected a class of the protocol blocksearch.Strategy")
+            check_picklable(part, called)
+
+    @property
+    def described(self) -> tuple[str, ...]:
+        """What a run's folder says of them, so that it is gone on with by the same ones."""
+        return tuple(
+            f"cost {one.kind.name}{' (minimised)' if one.minimised else ''}"
+            f"{'' if one.limit is None else f', at most {one.limit:g}'}"
+            if kind == "cost"
+            else f"{kind} {name}".strip()
+            for kind, name, one in self
+        )
 
     def __iter__(self) -> Iterator[tuple[str, str, Any]]:
         """Yield kind, name and part of each."""

@@ -107,6 +107,11 @@ class Run:
 
         run = RunFolder(folder)
         facts = run.read_facts()
+        if facts.own and (own is None or own.described != facts.own):
+            raise InputError(
+                f"{folder}: this run has parts of its own ({', '.join(facts.own)}): open it from a "
+                "script that hands them over, Pipeline.open(folder, own=own), see docs/extending.md"
+            )
         config = Config.load(run.config, own=own)
         if images is not None:
             config = config.with_images(str(images))
@@ -229,7 +234,7 @@ class Run:
 
         one = self.config
         tables = one.data, one.blocksearch, one.netsearch, one.retrain
-        return Plan(*tables, self.workers, until, one.seed)
+        return Plan(*tables, self.workers, until, one.seed, one.own.costs)
 
     def recompute_in(self, searches: frozenset[str]) -> None:
         """Have those block searches recompute cells that would not fit into memory otherwise."""
@@ -250,7 +255,8 @@ class Run:
         for note in data.notes:
             self.console.print(f"warning: {note}")
         found = versions() | {"kernels": compiled.described(self.device)}
-        facts = Facts(self.name, data.describe(), data.fingerprint, device, found)
+        own = self.config.own.described
+        facts = Facts(self.name, data.describe(), data.fingerprint, device, found, own)
         config = self.config.model_dump(mode="json")
         self.folder.claim(facts, config, self.console.print, complete=self.config.complete)
 

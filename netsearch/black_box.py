@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -24,7 +24,9 @@ Function = Callable[[Choice], float]
 FIRST, TOO_MANY = 10, 0.5  # evaluations after which a larger part of failures ends the search
 ENUMERATED = 10_000  # choices, up to which the ends of a cost are sought among all
 STARTS = 8  # of the descents beyond that
+MAX_VALUES = 1000  # of a name: a search looks at all of them
 ALONE = "nothing"  # stands for a cost where there is none: one of 1 for all
+ALONE_SEARCHES = tuple(name for name in SEARCHES if name != "halving")  # it needs fidelities
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,14 @@ class Space:
         both = sorted(set(self.sizes) & set(self.kinds))
         require(not both, f"expected names that are sizes or kinds, got {', '.join(both)} as both")
         for name, values in self.choices.items():
-            require(len(values) > 0, f"{name}: expected at least one value, got none")
+            good = 0 < len(values) <= MAX_VALUES
+            require(good, f"{name}: expected 1 to {MAX_VALUES:,} values, got {len(values):,}")
         require(self.count > 1, f"expected a space of several choices, got {self.count}")
 
     @cached_property
     def choices(self) -> dict[str, Sequence[Any]]:
         """The values of each name, in the order of the genes."""
-        given = {**self.sizes, **self.kinds}
-        return {n: range(one) if isinstance(one, int) else tuple(one) for n, one in given.items()}
+        return {name: _values(name, one) for name, one in {**self.sizes, **self.kinds}.items()}
 
     @property
     def count(self) -> int:
@@ -73,6 +75,19 @@ class Space:
         """Return the values that a genome stands for."""
         pairs = zip(self.choices.items(), genome, strict=True)
         return {name: values[gene] for (name, values), gene in pairs}
+
+
+def _values(name: str, given: object) -> Sequence[Any]:
+    """Return the values that a number or a list stands for.
+
+    Raises:
+        InputError: If it is neither; a set has no order.
+    """
+    if isinstance(given, int | np.integer) and not isinstance(given, bool):
+        return range(min(int(given), MAX_VALUES + 1))
+    listed = isinstance(given, Sequence) and not isinstance(given, str)
+    require(listed, f"{name}: expected a number of values or a list of them, got {given!r:.80}")
+    return tuple(cast(Sequence[Any], given))
 
 
 @dataclass(frozen=True)
@@ -116,40 +131,41 @@ def minimise(
     population: int | None = None,
     workers: int = 1,
     seed: int = 0,
+    on_point: Callable[[Point], None] = lambda point: None,
 ) -> Found:
     """Search for the choices with the least error at every cost.
 
     Args:
-        error: Dear to compute: a choice, name to value, to a finite number of at least 0. What
-            raises, or returns NaN, is a failed point and does not end the search.
+        error: Expensive: a choice, name to value, to a finite number of at least 0. What raises or
+            returns something else is a failed point and does not end the search.
         space: What may be chosen.
-        costs: Cheap to compute, of a choice as well: finite and positive, since their axes are
-            logarithmic. Each is minimised beside the error. None minimises the error alone.
+        costs: Cheap, of a choice as well: finite and positive, since their axes are logarithmic.
+            Each is minimised beside the error. None minimises the error alone.
         budgets: The most of a cost that is ever evaluated.
-        evaluations: Of the error.
-        search: Every search but `halving`, which needs errors of several fidelities.
-        population: See `SearchConfig`; None is a quarter of the evaluations, up to 20.
+        evaluations: How often `error` is called, at least 4; fewer where the space is smaller.
+        search: `surrogate`, `nsga2`, `smem` or `random`.
+        population: Points of the first generation, at least 4; None is a quarter of the
+            evaluations, from 4 to 20.
         workers: Processes that compute errors side by side; `error` must pickle for several.
-        seed: Of all chance: the same seed, the same points, with any number of workers.
+        seed: Of all random numbers: the same seed gives the same points with any number of workers.
+        on_point: Called with every point as soon as it is known, to show or to keep it.
 
     Raises:
-        InputError: If a name is unknown, a cost or an error is no such number, no choice keeps the
-            budgets, most evaluations fail, or the function cannot be pickled.
+        InputError: If a name is unknown, a number out of range, a cost not finite and positive; if
+            no choice keeps the budgets, most evaluations fail, or `error` cannot be pickled.
     """
-    require(
-        search in SEARCHES and search != "halving",
-        f"search: expected one of {', '.join(s for s in SEARCHES if s != 'halving')}, got {search}",
-    )
-    for name, least, got in (("evaluations", 4, evaluations), ("workers", 1, workers)):
-        require(got >= least, f"{name}: expected at least {least}, got {got}")
+    if search not in ALONE_SEARCHES:
+        raise InputError(f"search: expected one of {', '.join(ALONE_SEARCHES)}, got {search!r:.80}")
+    _check_whole("evaluations", evaluations, least=4)
+    _check_whole("workers", workers, least=1)
+    _check_whole("seed", seed, least=0)
+    if population is None:
+        population = max(4, min(20, evaluations // 4))
+    _check_whole("population", population, least=4)
     if workers > 1:
         check_picklable(error, "error")
     problem = _Problem(space, dict(costs or {}), dict(budgets or {}))
-    config = SearchConfig(
-        search=search,
-        evaluations=evaluations,
-        population=population or max(4, min(20, evaluations // 4)),
-    )
+    config = SearchConfig(search=search, evaluations=evaluations, population=population)
     history: dict[Genome, Point] = {}
 
     def evaluate(batch: Batch) -> Floats:
@@ -157,8 +173,9 @@ def minimise(
         found: dict[Genome, Point] = {}
         for genome, answer in run_tasks(_call, tasks, Workers(workers)):
             found[genome] = problem.point(genome, answer)
+            on_point(found[genome])
+            _check_failures([*history.values(), *found.values()])
         history.update({genome: found[genome] for genome in batch.genomes})
-        _check_failures([*history.values()])
         return np.array([_error_of(found[genome]) for genome in batch.genomes])
 
     run_search(SEARCHES[search](problem, config, seed), evaluate, evaluations)
@@ -167,12 +184,19 @@ def minimise(
     return Found(_front(points), points)
 
 
+def _check_whole(name: str, got: object, *, least: int) -> None:
+    whole = isinstance(got, int) and not isinstance(got, bool) and got >= least
+    require(whole, f"{name}: expected a whole number, at least {least}, got {got!r:.80}")
+
+
 def _call(error: Function, values: Choice) -> float | str:
     """Return the error of a choice, or why there is none, in a worker."""
     try:
-        return float(error(values))
+        found = float(error(values))
     except Exception as failure:  # whatever a user's function raises
         return reason_of(failure)
+    good = 0 <= found < math.inf
+    return found if good else f"expected a finite error of at least 0, got {found}"
 
 
 def _error_of(point: Point) -> float:
@@ -208,8 +232,8 @@ class _Problem:
         for name, limit in budgets.items():
             known = ", ".join(costs) or "none"
             require(name in costs, f"budgets: expected a cost, one of {known}, got {name!r}")
-            sound = 0 < limit < math.inf
-            require(sound, f"budgets: expected a positive number for {name}, got {limit}")
+            sound = isinstance(limit, int | float) and 0 < limit < math.inf
+            require(sound, f"budgets: expected a positive number for {name}, got {limit!r:.80}")
         self.space, self.functions, self.budgets = space, costs or {ALONE: _one}, budgets
         self.is_alone = not costs
         self._costs: dict[Genome, tuple[float, ...]] = {}
@@ -259,31 +283,22 @@ class _Problem:
         return np.hstack([self.genes.features(np.array(genomes)), scaled])
 
     def point(self, genome: Genome, answer: float | str | WorkerDied) -> Point:
-        """Return what came of a genome.
-
-        Raises:
-            InputError: If the error is infinite or negative.
-        """
+        """Return what came of a genome."""
         values = self.space.decode(genome)
         costs = {} if self.is_alone else dict(zip(self.functions, self._cost(genome), strict=True))
-        if isinstance(answer, WorkerDied):
-            answer = reason_of(answer)
-        if isinstance(answer, str):
-            return Point(values, costs, None, answer)
-        if math.isnan(answer):
-            return Point(values, costs, None, "the error is NaN")
-        if not 0 <= answer < math.inf:
-            raise InputError(
-                f"error of {values}: expected a finite number of at least 0, got {answer}"
-            )
-        return Point(values, costs, answer)
+        if isinstance(answer, float):
+            return Point(values, costs, answer)
+        return Point(values, costs, None, answer if isinstance(answer, str) else reason_of(answer))
 
     def _cost(self, genome: Genome) -> tuple[float, ...]:
         if genome not in self._costs:
             values = self.space.decode(genome)
             found = []
             for name, function in self.functions.items():
-                value = function(values)
+                try:
+                    value = function(values)
+                except Exception as error:  # whatever a user's function raises
+                    raise InputError(f"{name} of {values}: {reason_of(error)}") from error
                 number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
                 if not number or not 0 < value < math.inf:
                     raise InputError(

@@ -70,13 +70,15 @@ def test_one_seed_gives_the_same_points_with_any_number_of_workers():
 
 def test_a_failed_point_stands_in_the_history_and_ends_nothing():
     def fragile(choice):
-        if choice["block"] == "c":
+        place = tuple(choice.values())
+        if place == (1, 24, "c"):
             raise MemoryError("too wide")
-        return math.nan if choice["depth"] == 0 else error(choice)
+        return {(0, 12, "a"): math.nan, (2, 24, "b"): math.inf}.get(place, error(choice))
 
     found = minimise(fragile, SPACE, costs={"energy": energy}, evaluations=36, search="random")
     reasons = {point.failure for point in found.history}
-    assert reasons == {None, "MemoryError: too wide", "the error is NaN"}
+    odd = "expected a finite error of at least 0, got"
+    assert reasons == {None, "MemoryError: too wide", f"{odd} nan", f"{odd} inf"}
     for point in found.history:
         assert (point.error is None) == (point.failure is not None)
     assert all(point.error is not None for point in found.front)
@@ -96,11 +98,16 @@ def nothing(choice):
         (error, {"costs": {"e": energy}, "budgets": {"e": 0.5}}, "e=0.5: no choice fits; .*is 1.0"),
         (error, {"costs": {"e": energy}, "budgets": {"f": 5}}, "one of e, got 'f'"),
         (error, {"costs": {"e": energy}, "budgets": {"e": -1}}, "a positive number for e, got -1"),
-        (error, {"search": "halving"}, "one of random, nsga2, surrogate, smem, got halving"),
-        (error, {"evaluations": 3}, "evaluations: expected at least 4, got 3"),
-        (error, {"workers": 0}, "workers: expected at least 1, got 0"),
-        (lambda choice: -1.0, {}, "finite number of at least 0, got -1.0"),
-        (lambda choice: math.inf, {}, "finite number of at least 0, got inf"),
+        (error, {"search": "halving"}, "one of random, nsga2, surrogate, smem, got 'halving'"),
+        (error, {"evaluations": 3}, "evaluations: expected a whole number, at least 4, got 3"),
+        (error, {"evaluations": "9"}, "evaluations: expected a whole number, .*, got '9'"),
+        (error, {"workers": 0}, "workers: expected a whole number, at least 1, got 0"),
+        (error, {"population": 3}, "population: expected a whole number, at least 4, got 3"),
+        (error, {"seed": True}, "seed: expected a whole number, at least 0, got True"),
+        (error, {"costs": {"e": nothing}}, r"e of \{.*\}: ValueError: no data"),
+        (error, {"costs": {"e": energy}, "budgets": {"e": "9"}}, "positive number for e, got '9'"),
+        (lambda choice: -1.0, {}, "failed, .* x expected a finite error of at least 0, got -1.0"),
+        (lambda choice: None, {}, "failed, so the search stops: .* x TypeError: float"),
         (nothing, {}, "evaluations failed, so the search stops: .* x ValueError: no data"),
     ],
 )
@@ -119,7 +126,10 @@ def test_what_cannot_be_pickled_is_refused_before_the_search():
     ("given", "message"),
     [
         ({"sizes": {"a": 3}, "kinds": {"a": 2}}, "got a as both"),
-        ({"sizes": {"a": 0}}, "a: expected at least one value"),
+        ({"sizes": {"a": 0}}, "a: expected 1 to 1,000 values, got 0"),
+        ({"kinds": {"a": 10**20}}, "a: expected 1 to 1,000 values, got 1,001"),
+        ({"sizes": {"a": {1, 2}}}, r"a: expected a number of values or a list .*\{1, 2\}"),
+        ({"sizes": {"a": "abc"}}, "a number of values or a list of them, got 'abc'"),
         ({"kinds": {"a": 1}}, "several choices, got 1"),
         ({}, "several choices, got 0"),
     ],
@@ -138,3 +148,9 @@ def test_the_ends_of_costs_are_found_in_a_space_too_large_to_enumerate():
         evaluations=10,
     )
     assert found.front[0].costs == {"sum": 1}  # the cheapest comes first of all
+
+
+def test_every_point_is_told_as_soon_as_it_is_known():
+    told = []
+    found = minimise(error, SPACE, evaluations=8, on_point=told.append)
+    assert told == list(found.history) and len(told) == 8

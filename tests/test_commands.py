@@ -229,7 +229,7 @@ def test_predict_names_a_file_that_is_no_picture(folder, member, tmp_path, what)
 @pytest.mark.parametrize("command", [("export",), ("predict",)])
 def test_an_id_that_is_not_on_the_front_is_refused_and_the_ids_listed(folder, command):
     result = invoke(*command, folder, "nonsense", *(["x.png"] if command == ("predict",) else []))
-    assert result.exit_code == 2 and "'nonsense' is none" in result.stderr
+    assert result.exit_code == 2 and "'nonsense' matches none" in result.stderr
     for record in Pipeline.open(folder).members.retrained():
         assert record.id in result.stderr
 

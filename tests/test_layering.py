@@ -22,8 +22,8 @@ ROOMS = {
         errors words parsing records files workers cost terminal pareto data training deploy report
     """,
     "blocksearch": """
-        space relaxation convolution one_bit ops kernels supernet nas_bench_201 engine strategies
-        config library search compare
+        space relaxation convolution one_bit ops own_op kernels supernet nas_bench_201 engine
+        strategies config library search compare
     """,
     "netsearch": "space searches black_box estimators config outcome search members forecast",
     "configs": "keys values problems configs own experiment run",

@@ -2,6 +2,8 @@
 
 import io
 import json
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,18 +14,26 @@ from torch import nn
 import tiny_run
 from blocksearch import batch_norm
 from blocksearch.library import BlockLibrary
-from blocksearch.ops import Op, check_own_op
+from blocksearch.ops import Op
+from blocksearch.own_op import check_own_op
 from blocksearch.space import Cell, Edge, SearchSpace
 from blocksearch.supernet.cells import DiscreteCell
+from blocksearch.supernet.stack import PlacedCell, Stack
 from configs import FOLDER
 from configs.experiment import Config
 from configs.own import Own
+from evaluation.cost.kind import CostKind
+from evaluation.data.config import DataConfig
 from evaluation.data.dataset import Dataset, OwnImages
 from evaluation.deploy.formats import Format
 from evaluation.errors import InputError
 from evaluation.files.archive import Archive
 from evaluation.files.run_folder import RunFolder
+from evaluation.records import Cost, ModelRecord
+from evaluation.training.context import RunContext
+from netsearch.estimators.own import judge
 from netsearch.members.saved import load_network
+from netsearch.space.problem import OwnCost
 from run_pipeline import Pipeline
 
 QUICKSTART = FOLDER / "quickstart.yaml"
@@ -38,6 +48,30 @@ class Twice(nn.Module):
 
     def forward(self, x):
         return 2 * x[:, :, :: self.stride, :: self.stride]
+
+
+class Change(nn.Module):
+    """Applies a function, whatever the stride."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def no_backward(x):
+    y = x * 1.0
+    y.register_hook(fail)
+    return y
+
+
+def fail(grad):
+    raise RuntimeError("no way back")
+
+
+ENERGY = CostKind("energy_nj", "nJ", measure=lambda network: network.cost().flops / 2, whole=False)
 
 
 def twice(channels, stride, searching):
@@ -60,6 +94,10 @@ def noise():
 
 
 OPS = {"twice": twice}
+
+
+def conv(channels, stride, searching):
+    return nn.Conv2d(channels, channels, 3, stride, 1)
 
 
 def test_a_cell_keeps_the_builders_of_its_own_ops_and_only_those():
@@ -101,6 +139,7 @@ def whole_run(folder):
     return run
 
 
+@pytest.mark.slow
 def test_a_whole_run_of_own_parts_is_opened_again_with_them(tmp_path):
     run = whole_run(tmp_path / "run")
     library = BlockLibrary.load(run.folder, tuple(OPS.items()))
@@ -122,8 +161,19 @@ def test_a_whole_run_of_own_parts_is_opened_again_with_them(tmp_path):
             load_network(weights)
     network, preprocessing = load_network(weights, ops=OPS)
     assert network(torch.zeros(1, *preprocessing.image_shape)).shape == (1, 3)
-    with pytest.raises(InputError, match=r"ops: unknown 'twice'.* see docs/extending.md"):
+    with pytest.raises(InputError, match=r"of its own \(op twice, estimator by_size, data\)"):
         Pipeline.open(run.folder.path)
+    assert "Pipeline.open(folder, own=own)" in run.members.export_command(record)
+    more = Own(ops=OPS, estimators={"by_size": by_size}, data=images, costs=(OwnCost(ENERGY),))
+    other = Pipeline(Config.load(run.folder.config, own=more), run.folder, console=run.console)
+    with pytest.raises(InputError, match=r"own parts: .*; now .*cost energy_nj \(minimised\)"):
+        other.run()
+    thrice = Own(ops={"twice": conv}, estimators={"by_size": by_size}, data=images)
+    changed = Pipeline.open(run.folder.path, own=thrice)
+    if "twice" in used:
+        library = BlockLibrary.load(run.folder, thrice.builders)
+        with pytest.raises(InputError, match="an own op has changed"):
+            changed.retrain(list(run.members.outcome.front), library)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +184,12 @@ def test_a_whole_run_of_own_parts_is_opened_again_with_them(tmp_path):
         ({"ops": {"twice": 3}}, "own op twice: expected a callable, got 3"),
         ({"strategies": {"darts": int}}, "own strategy darts: this name is taken"),
         ({"estimators": {"proxy": by_size}}, "own estimator proxy: this name is taken"),
-        ({"data": 3}, "own data .*expected a callable, got 3"),
+        ({"data": 3}, "own data: expected a callable, got 3"),
+        ({"ops": {"true": twice}}, "own op: expected a name such as .*, got 'true'"),
+        ({"ops": [twice]}, "own ops: expected a table of names and parts"),
+        ({"strategies": {"mine": twice}}, "own strategy mine: expected a class of the protocol"),
+        ({"costs": [ENERGY]}, "own costs: expected a tuple of OwnCost"),
+        ({"costs": (OwnCost(replace(ENERGY, name="params")),)}, "params: there is a cost of this"),
     ],
 )
 def test_a_wrong_name_or_part_is_refused(changes, message):
@@ -161,7 +216,19 @@ def test_what_cannot_travel_is_refused_with_the_reason():
             r"\(2, 4, 9, 7\), expected \(2, 8",
         ),
         (lambda c, stride: nn.Identity(), "TypeError: .* takes 2 positional"),
-        (lambda c, stride, searching: None, r"op odd\(8, 1, True\): "),
+        (lambda c, stride, searching: None, r"op odd\(8, 1, True\): expected an nn.Module"),
+        (
+            lambda c, stride, searching: nn.Conv2d(c, c, 1, stride),
+            r"8, 2, .* blocksearch.GridConv2d",
+        ),
+        (
+            lambda c, stride, searching: Change(lambda x: x.double()),
+            "float32 on cpu, got .*float64",
+        ),
+        (lambda c, stride, searching: Change(lambda x: x / 0), "its output is not finite"),
+        (lambda c, stride, searching: Change(lambda x: x.mul_(2)), "it changes its input"),
+        (lambda c, stride, searching: Change(lambda x: 1), "expected to return a tensor, got int"),
+        (lambda c, stride, searching: Change(no_backward), "RuntimeError: no way back"),
         (
             lambda c, stride, searching: Op(Twice(stride), nn.BatchNorm2d(c), relu=True),
             r"must be batch_norm\(channels, searching\)",
@@ -220,12 +287,21 @@ def test_arrays_are_divided_as_a_file_of_them_is():
     assert whole.class_names == ("0", "1", "2") and whole.image_shape == (1, 8, 8)
 
 
-def test_a_run_with_an_own_estimator_says_what_it_returned(tmp_path):
-    own = Own(estimators={"odd": lambda network, context, seed: 1.5})
-    config = Config.load(QUICKSTART, [*tiny_run.TINY, "netsearch.estimate=odd"], own)
-    run = Pipeline(config, RunFolder(tmp_path / "run"), console=Console(file=io.StringIO()))
-    with pytest.raises(InputError, match=r"own estimator, network \w+: .* in \[0, 1\], got 1.5"):
-        run.run("networks")
+def test_an_own_estimator_gives_an_accuracy_or_fails_for_that_network(tmp_path):
+    context = RunContext(DataConfig(), 0, "cpu", tmp_path / "metrics.jsonl")
+    record = ModelRecord("a", (1,), ("n",), Cost(1, 2), 0)
+    for found in (0.5, np.float32(0.5), torch.tensor(0.5)):
+        assert judge(record, None, context, lambda *_, f=found: f).valid_accuracy == 0.5
+    for found, why in ((math.nan, "ValueError: the accuracy is NaN"), (None, "TypeError")):
+        assert judge(record, None, context, lambda *_, f=found: f).failure.startswith(why)
+    with pytest.raises(InputError, match=r"network a: expected an accuracy in \[0, 1\], got 1.5"):
+        judge(record, None, context, lambda *_: 1.5)
+
+
+def test_a_cost_that_raises_is_named_with_its_network():
+    kind = replace(ENERGY, measure=lambda network: network.nothing)
+    with pytest.raises(InputError, match="energy_nj of network .*: AttributeError"):
+        kind.of(Stack((PlacedCell(None, 4, True),), (1, 8, 8), 2))
 
 
 def test_an_unknown_estimator_is_told_with_those_that_there_are():

@@ -268,8 +268,8 @@ def searched(folder: Path, recompute: frozenset[str] = frozenset(), **changes: A
     one = replace(context(folder, epochs=2, batch_size=16, **changes), recompute=recompute)
     (search,) = one.config.searches(0)
     run_searches(one, [search], Workers(1))
-    assert [path.name for path in one.folder.iterdir()] == [f"{search.name}.json"]
-    return (one.folder / f"{search.name}.json").read_bytes()
+    assert [path.name for path in (folder / "blocks").iterdir()] == [f"{search.name}.json"]
+    return (folder / "blocks" / f"{search.name}.json").read_bytes()
 
 
 def losses(folder: Path) -> list[float]:
@@ -292,7 +292,7 @@ def test_a_search_without_room_starts_again_and_ends_the_same(kind, whole, tmp_p
     assert losses(tmp_path / "cut") == expected_losses
     (warning,) = warnings_of(tmp_path / "cut")
     assert warning.startswith(f"out of memory ({type(ERRORS[kind]).__name__}")
-    assert "slower, with the same result" in warning
+    assert "slower, but with the same result" in warning
 
 
 def test_it_goes_on_from_its_last_checkpoint(whole, tmp_path, monkeypatch):
@@ -412,7 +412,10 @@ def test_under_a_real_limit_a_search_finds_what_it_finds_without(tmp_path):
     run_searches(limited, searches, limit)
     (warning,) = warnings_of(tmp_path / "limited")
     assert warning.startswith("out of memory (")
-    results = [(one.folder / "darts-s0.json").read_bytes() for one in (whole, tight, limited)]
+    results = [
+        (one.folder.path / "blocks" / "darts-s0.json").read_bytes()
+        for one in (whole, tight, limited)
+    ]
     assert results[0] == results[1] == results[2]
     assert losses(tmp_path / "limited") == losses(tmp_path / "whole")
     assert len(losses(tmp_path / "limited")) == 1

@@ -366,4 +366,4 @@ def test_an_estimated_latency_looks_like_one(html: Write):
     ]
     assert sum("latency: 0.200 ms, estimated" in text for text in hovers) == 3
     assert "measured as whole networks" not in page
-    assert "estimate of the search" in page
+    assert "latency that the search estimated" in page

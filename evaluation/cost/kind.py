@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from evaluation.cost.program import Program
-from evaluation.errors import InputError
+from evaluation.errors import InputError, reason_of
 from evaluation.records import Cost, checked_name
 
 
@@ -48,9 +48,9 @@ class CostKind:
     Attributes:
         name: In configs, records and budgets: `max_<name>`.
         unit: What a person reads behind a number.
-        axis: In figures and tables; None is one of that name.
+        axis: In figures and tables; if left out, it is called as the cost.
         measure: A `Network` to its value, at least 0; it travels to workers, so it must pickle.
-            None where there is nothing to measure it with.
+            None: of ours that only a device can measure.
         exact: Whether the description of a network decides it, so that it is known before any
             training; else it is measured on a device.
         whole: Whether the values are integers.
@@ -83,7 +83,12 @@ class CostKind:
         """
         if self.measure is None:
             raise InputError(f"{self.name} is not counted but measured, and was not measured here")
-        value = self.measure(network)
+        try:
+            value = self.measure(network)
+        except InputError:
+            raise
+        except Exception as error:  # whatever a user's function raises
+            raise InputError(f"{self.name} of network {network.id}: {reason_of(error)}") from error
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 <= value < math.inf or (self.whole and value != int(value)):
             kind = "a whole number" if self.whole else "a finite number"

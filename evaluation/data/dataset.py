@@ -111,7 +111,7 @@ class Dataset:
         """Return images that are in memory, inspected and divided as those of an .npz file.
 
         Args:
-            images: uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3).
+            images: (N, H, W), (N, H, W, 1) or (N, H, W, 3), integers from 0 to 255.
             labels: (N,), integers from 0 up without a gap.
             valid: Images and labels that become `search_valid`; None draws them from `images`.
             test: Likewise `test`.
@@ -214,6 +214,8 @@ class OwnImages:
         """
         try:
             found = self.read()
+        except InputError:
+            raise
         except Exception as error:  # whatever a stranger's code raises
             raise InputError(f"own images: {reason_of(error)}") from error
         if not isinstance(found, Dataset):

@@ -216,7 +216,7 @@ def source_of(
         InputError: If an array has another type or shape.
     """
     arrays = {
-        part: _part(np.asarray(images), np.asarray(labels), part, "own images")
+        part: _part(_eight_bits(np.asarray(images)), np.asarray(labels), part, "own images")
         for part, (images, labels) in parts.items()
     }
     shapes = {one.images.shape[1:] for one in arrays.values()}
@@ -224,6 +224,12 @@ def source_of(
     if class_names is None:
         class_names = [*map(str, np.unique(np.concatenate([a.labels for a in arrays.values()])))]
     return _join(arrays, class_names)
+
+
+def _eight_bits(images: NDArray[Any]) -> NDArray[Any]:
+    """Return integers from 0 to 255 as uint8, and anything else as it is."""
+    whole = images.dtype.kind in "iu" and images.size > 0
+    return images.astype(np.uint8) if whole and 0 <= images.min() <= images.max() <= 255 else images
 
 
 def _part(images: NDArray[Any], labels: NDArray[Any], name: str, place: object) -> Arrays:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Self
 
@@ -25,6 +25,7 @@ class Facts:
         fingerprint: Of the images and their splits.
         device: Where it computes, in words.
         versions: Of Python and the libraries that decide a result.
+        own: A user's own parts, in words; none where a config says all.
     """
 
     name: str
@@ -32,6 +33,12 @@ class Facts:
     fingerprint: str
     device: str
     versions: dict[str, str]
+    own: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON data, which speaks of own parts only where there are some."""
+        data = asdict(self)
+        return data if self.own else {k: v for k, v in data.items() if k != "own"}
 
     @classmethod
     def from_json(cls, data: Any) -> Self:

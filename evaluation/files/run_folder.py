@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -267,7 +267,7 @@ class RunFolder:
                 if the images are others, wherever they are.
         """
         texts = {
-            self.facts: json_text(asdict(facts)),
+            self.facts: json_text(facts.to_json()),
             self.config: yaml.safe_dump(config, sort_keys=False),
         }
         if not self.config.exists() and not self.manifest.exists():
@@ -288,6 +288,9 @@ class RunFolder:
         changed = [how for key, how in differing.items() if self._is_ahead(key)]
         if settled := [how for how in differing.values() if how not in changed]:
             raise InputError(f"{self.path}: made by another config: {'; '.join(settled)}")
+        if before.own != facts.own:
+            then, now = (", ".join(one.own) or "none" for one in (before, facts))
+            raise InputError(f"{self.path}: made with other own parts: {then}; now {now}")
         if before.fingerprint != facts.fingerprint:
             what = f"the images have changed since this run began{f': {moved}' if moved else ''}"
             raise InputError(f"{self.path}: {what}")
@@ -296,7 +299,7 @@ class RunFolder:
         if moved:
             say(f"the images of this run have moved: {moved}")
         if changed:
-            say(f"the config changes for stages that have not begun: {'; '.join(changed)}")
+            say(f"the config changes for later stages: {'; '.join(changed)}")
         if moved or changed:
             self.write(self.config.name, texts[self.config])
 

@@ -100,8 +100,8 @@ def _search_finding(report: Report) -> Finding:
     outcome = {True: "beat", False: "lost to", None: "tied with"}[good]
     return Finding(
         good,
-        f"{search[:1].upper()}{search[1:]} {outcome} {rival} at {budget}: hypervolume {percent(share)} against "
-        f"{percent(rival_share)}, one run each.",
+        f"{search[:1].upper()}{search[1:]} {outcome} {rival} at {budget}: hypervolume "
+        f"{percent(share)} against {percent(rival_share)}, one run each.",
     )
 
 

@@ -23,23 +23,29 @@ def judge(
 ) -> ModelRecord:
     """Return `record` with the accuracy that a function gives it, or with why it gives none.
 
+    What raises, returns no number or NaN has failed.
+
     Raises:
-        InputError: If it returns something else than an accuracy in [0, 1].
+        InputError: If it returns a number that is no accuracy.
         AcceleratorError: If the device is broken.
         OSError: If a file cannot be read or written.
     """
     began = time.perf_counter()
     try:
         found = function(network, context, record.seed)
+        accuracy = float(found)
+        if math.isnan(accuracy):
+            raise ValueError("the accuracy is NaN")
     except Exception as error:
         record = replace(record, failure=blame(error))
     else:
-        if not isinstance(found, int | float) or math.isnan(found) or not 0 <= found <= 1:
+        if not 0 <= accuracy <= 1:
+            called = getattr(function, "__name__", repr(function))
             raise InputError(
-                f"own estimator, network {record.id}: expected an accuracy in [0, 1], "
+                f"{called} of network {record.id}: expected an accuracy in [0, 1], "
                 f"got {found!r:.80}"
             )
-        record = replace(record, valid_accuracy=float(found))
+        record = replace(record, valid_accuracy=accuracy)
     context.log("networks", record.id).write(
         valid_accuracy=record.valid_accuracy, seconds=time.perf_counter() - began
     )

@@ -10,7 +10,11 @@ from evaluation.data.sources import load_torchvision
 from evaluation.errors import InputError
 from evaluation.files.run_folder import RunFolder
 from netsearch.forecast.forecast import Plan
-from netsearch.forecast.memory_check import check_memory, check_search_memory
+from netsearch.forecast.memory_check import (
+    check_memory,
+    check_search_memory,
+    uniform_network,
+)
 from netsearch.search import check_budgets_early
 from netsearch.space.genome import stages_for
 from netsearch.space.networks import InputForm
@@ -47,6 +51,9 @@ def check_run(dataset: Dataset, plan: Plan, folder: RunFolder, device: str) -> f
     images = InputForm(dataset.image_shape, dataset.classes)
     check_searches(config, dataset, stages_for(images.shape[1:]), device, plan.seed)
     check_budgets_early(networks, config.space, images)
+    smallest = uniform_network(dataset, config, min(networks.depths), min(networks.widths))
+    for cost in plan.costs:
+        cost.kind.of(smallest)
     if plan.retraining.baselines:
         load_torchvision()
     if networks.latency and not folder.latency.exists():

@@ -28,6 +28,7 @@ from netsearch.forecast.timed_steps import (
     time_search,
     time_shared_step,
 )
+from netsearch.space.problem import OwnCost
 
 # Of this process when all was loaded, which each worker loads too: the CPU's seconds, since
 # a worker reads files that are in memory by then.
@@ -50,6 +51,7 @@ class Plan:
         workers: Where, and how many at the same time.
         until: The last stage, one of `STAGES`.
         seed: Of the run.
+        costs: A user's own.
     """
 
     data: DataConfig
@@ -59,6 +61,7 @@ class Plan:
     workers: Workers
     until: str = "retrain"
     seed: int = 0
+    costs: tuple[OwnCost, ...] = ()
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from blocksearch.library import BlockLibrary
 from blocksearch.space import SearchSpace
 from evaluation.data.preprocessing import Preprocessing
+from evaluation.errors import InputError
 from evaluation.pareto.front import spread
 from evaluation.records import ModelRecord
 from evaluation.training.retrain import RetrainJob
 from netsearch.members.baselines import baseline_jobs
 from netsearch.members.saved import retrain_job
 from netsearch.space.genome import GenomeSpace
+from netsearch.space.network import predict_cost
 
 
 def member_jobs(
@@ -19,11 +21,24 @@ def member_jobs(
     library: BlockLibrary,
     preprocessing: Preprocessing,
 ) -> dict[str, RetrainJob]:
-    """Return every network of a front as it would be retrained, by its id."""
-    return {
-        record.id: retrain_job(record, space.decode(record.genome), library.cells, preprocessing)
-        for record in front
-    }
+    """Return every network of a front as it would be retrained, by its id.
+
+    Raises:
+        InputError: If a network has other params now than when it was searched: an own op changed.
+    """
+    jobs = {}
+    for record in front:
+        spec = space.decode(record.genome)
+        job = retrain_job(record, spec, library.cells, preprocessing)
+        shape, classes = preprocessing.image_shape, len(preprocessing.class_names)
+        params = predict_cost(spec, library.cells, shape, classes).params
+        if params != record.cost.params:
+            raise InputError(
+                f"network {record.id} had {record.cost.params:,} params when it was searched and "
+                f"has {params:,} now: an own op has changed; search again, in another folder"
+            )
+        jobs[record.id] = job
+    return jobs
 
 
 def jobs_beside(

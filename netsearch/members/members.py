@@ -127,6 +127,12 @@ class Members:
         """Return where the exported file of a member is, or goes."""
         return self.folder.path / EXPORTS / f"{record.id}{form.suffix}"
 
+    def export_command(self, record: ModelRecord) -> str:
+        """Return how a member becomes a file for a device."""
+        if self.folder.read_facts().own:
+            return "Pipeline.open(folder, own=own).export(record, Format.ONNX), from your script"
+        return f"paretoblocks export {self.folder.path} {record.id} --format onnx"
+
     def file_bytes(self, records: Sequence[ModelRecord], form: Format) -> dict[str, int]:
         """Return the sizes of the members' files of a format, by id.
 
