@@ -62,6 +62,7 @@ def test_no_point_over_a_budget_is_evaluated():
     }
 
 
+@pytest.mark.slow
 def test_one_seed_gives_the_same_points_with_any_number_of_workers():
     runs = [minimise(error, SPACE, evaluations=12, workers=n, seed=3) for n in (1, 2)]
     assert runs[0] == runs[1] and runs[0].front[0].costs == {}

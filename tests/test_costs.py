@@ -163,7 +163,7 @@ def test_flash_bytes_of_1_bit_layers_are_refused():
         FLASH_BYTES.of(random_stacks(1, cells)[0])
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2))])
 def test_extremes_of_a_peak_equal_brute_force_over_a_whole_space(seed):
     space = GenomeSpace(2, (1, 3), (4, 20), ("n0", "n1"), ("r0", "r1"))
     cells = library(seed=seed, nodes=1 + seed, names=("n0", "n1", "r0", "r1"))

@@ -293,6 +293,9 @@ def test_verdict_marks_wins_within_one_standard_deviation(html: Write):
     page = html(baselines=(Baseline("noisy", (NEAR_SMALL, noisy)),))
     assert "1 of them by no more than one standard deviation" in verdict(page)[1]
     assert "standard deviation" not in verdict(html(baselines=()))[0]
+    alone = html(baselines=(Baseline("noisy", (noisy,)),))
+    assert verdict(alone)[1].startswith("The front is level with noisy: for 1 of 1 networks")
+    assert '<li class="open">The front is level' in alone
 
 
 def test_equal_reports_give_equal_bytes(tmp_path: Path):

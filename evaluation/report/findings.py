@@ -127,6 +127,8 @@ def _baseline_finding(
     )
     if close:
         text += f", {close} of them by no more than one standard deviation"
+    if close == len(compared):
+        return Finding(None, f"The front is level with {label}: {text}.")
     if won == len(compared):
         return Finding(True, f"The front beats {label}: {text}.")
     lost = sorted(zip(margins, compared, strict=True), key=lambda item: item[0])
