@@ -140,7 +140,7 @@ def test_int8_says_what_it_costs_and_saves(folder, member, tmp_path):
     result = invoke("export", folder, member.id, "--format", "onnx-int8", "--out", tmp_path / "x")
     assert result.exit_code == 0, result.stderr
     assert (tmp_path / "x" / f"{member.id}.int8.onnx").exists()
-    for words in ("float to int8: accuracy", "retraining learned too", "kB", "ONNX Runtime"):
+    for words in ("float to int8: accuracy", "retraining learned from, too", "kB", "ONNX Runtime"):
         assert words in result.stdout
 
 
