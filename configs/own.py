@@ -116,7 +116,6 @@ class Own:
             "ops": self.ops,
             "strategies": self.strategies,
             "estimators": {name: as_estimator(one) for name, one in self.estimators.items()},
-            "data": self.data,
         }
 
     @property

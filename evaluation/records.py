@@ -5,11 +5,11 @@ import re
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, PlainValidator
+from pydantic import ConfigDict, PlainValidator
 
-from evaluation.parsing import Count, Fraction, NotNegative, Positive, parsed
+from evaluation.parsing import EXACT, Count, Fraction, NotNegative, Positive, Size, parsed
 
 LARGEST_COUNT = 2**63
 LATENCY = "latency_ms"
@@ -199,6 +199,7 @@ class ModelRecord:
     test_accuracy: tuple[Fraction, ...] = ()
     seeds: tuple[Count, ...] = ()
     failure: str | None = None
+    __pydantic_config__: ClassVar[ConfigDict] = EXACT
 
     @property
     def test_accuracy_mean(self) -> float | None:
@@ -244,8 +245,8 @@ class ModelRecord:
         """Rebuild from `to_json`.
 
         Raises:
-            ValueError: If a field is missing or of another type, or a name is none that could name
-                a file.
+            ValueError: If a field is missing, unknown or of another type, or a name is none that
+                could name a file.
         """
         record = parsed(cls, data, "a model record")
         if record.genome and record.valid_accuracy is None and record.failure is None:
@@ -265,7 +266,8 @@ class ModelMeasurement:
 
     latency_ms: Positive | None
     spread_ms: NotNegative | None
-    file_bytes: Annotated[int, Field(gt=0)] | None = None
+    file_bytes: Size | None = None
+    __pydantic_config__: ClassVar[ConfigDict] = EXACT
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data."""

@@ -49,9 +49,6 @@ class Space:
         """
         both = sorted(set(self.sizes) & set(self.kinds))
         require(not both, f"expected names that are sizes or kinds, got {', '.join(both)} as both")
-        for name, values in self.choices.items():
-            good = 0 < len(values) <= MAX_VALUES
-            require(good, f"{name}: expected 1 to {MAX_VALUES:,} values, got {len(values):,}")
         require(self.count > 1, f"expected a space of several choices, got {self.count}")
 
     @cached_property
@@ -84,10 +81,18 @@ def _values(name: str, given: object) -> Sequence[Any]:
         InputError: If it is neither; a set has no order.
     """
     if isinstance(given, int | np.integer) and not isinstance(given, bool):
-        return range(min(int(given), MAX_VALUES + 1))
+        return range(_checked_count(name, int(given)))
     listed = isinstance(given, Sequence) and not isinstance(given, str)
     require(listed, f"{name}: expected a number of values or a list of them, got {given!r:.80}")
-    return tuple(cast(Sequence[Any], given))
+    values = tuple(cast(Sequence[Any], given))
+    _checked_count(name, len(values))
+    return values
+
+
+def _checked_count(name: str, count: int) -> int:
+    good = 1 <= count <= MAX_VALUES
+    require(good, f"{name}: expected 1 to {MAX_VALUES:,} values, got {count:,}")
+    return count
 
 
 @dataclass(frozen=True)

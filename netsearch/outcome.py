@@ -1,12 +1,12 @@
 """What a network search ends with, and how it is read back; that needs no torch."""
 
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from evaluation.pareto.front import Box, objectives
-from evaluation.parsing import Count, parsed
+from evaluation.parsing import EXACT, Count, parsed
 from evaluation.records import ModelRecord
 
 Share = Annotated[float, Field(ge=0, le=1.000001)]  # of a sum of floats
@@ -23,6 +23,7 @@ class Ranking:
 
     tau: Annotated[float, Field(ge=-1, le=1)]
     networks: Count
+    __pydantic_config__: ClassVar[ConfigDict] = EXACT
 
     @classmethod
     def of(cls, one: list[float], other: list[float]) -> "Ranking | None":

@@ -61,6 +61,9 @@ def test_a_record_survives_json(original):
         {"cost": {"params": 1, "flops": 1, "energy_nj": "much"}},
         {"cost": {"params": None, "flops": 1}},
         {"genome": 4},
+        {"colour": "red"},
+        {"valid_accuracy": "0.5"},
+        {"seed": True},
         {"valid_accuracy": None},
     ],
 )

@@ -6,9 +6,11 @@ import platform
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from evaluation.parsing import parsed
+from pydantic import ConfigDict
+
+from evaluation.parsing import EXACT, parsed
 
 WORKERS = "workers"  # the table that changes how, not what, a run computes
 IMAGES = "data.root"  # where the images are; what they are, their fingerprint says
@@ -34,6 +36,7 @@ class Facts:
     device: str
     versions: dict[str, str]
     own: tuple[str, ...] = ()
+    __pydantic_config__: ClassVar[ConfigDict] = EXACT
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data, which speaks of own parts only where there are some."""
@@ -45,7 +48,7 @@ class Facts:
         """Rebuild from its fields.
 
         Raises:
-            ValueError: If one is missing or of another type.
+            ValueError: If one is missing, unknown or of another type.
         """
         return parsed(cls, data, "the facts of a run")
 

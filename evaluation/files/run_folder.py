@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from filelock import FileLock, Timeout
 
-from evaluation.errors import InputError
+from evaluation.errors import LONGEST_REASON, InputError
 from evaluation.files.archive import Archive
 from evaluation.files.atomic import json_text, write_atomic
 from evaluation.files.bounded import (
@@ -23,14 +23,12 @@ from evaluation.files.bounded import (
 )
 from evaluation.files.events import MetricsLog, damaged_lines, read_metrics
 from evaluation.files.facts import IMAGES, WORKERS, Facts, differences, run_id
-from evaluation.files.manifest import MANIFEST, Manifest, digest_of, first_line
+from evaluation.files.manifest import MANIFEST, REMEDY, Manifest, digest_of, first_line
 from evaluation.files.names import RETRAINED, SHARED_WEIGHTS
 from evaluation.files.owner import described, this_process
 from evaluation.records import ModelRecord
 
 T = TypeVar("T")
-LONGEST_REASON = 300  # characters
-REMEDY = "delete it to have it made again"
 LOCK, OWNER = ".lock", ".owner.json"  # the system frees the lock of a process that dies
 FIRST_FILES = {  # that depend on a table of the config; on all others everything does
     "netsearch": (SHARED_WEIGHTS, "archive.jsonl"),
