@@ -4,14 +4,13 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self, cast
+from typing import Any, Self, cast
 
 from blocksearch.supernet.stack import Stack
 from evaluation.errors import InputError
 from evaluation.files.run_folder import RunFolder
 from evaluation.records import ModelRecord
 from evaluation.training.context import RunContext, blame
-from evaluation.workers.workers import Workers
 from netsearch.estimators.protocol import EstimateSettings, Estimator, Judge
 from netsearch.space.problem import NetworkProblem
 
@@ -59,27 +58,15 @@ def as_estimator(own: type[Estimator] | Judgement) -> type[Estimator]:
     function: Judgement = own
 
     @dataclass(frozen=True)
-    class ByFunction:
+    class ByFunction(Estimator):
         """Judge networks by that function; there is but one fidelity."""
 
         context: RunContext
-        fidelities: ClassVar[bool] = False
-        prepares: ClassVar[str] = ""
-        shares_weights: ClassVar[bool] = False
-        checked: ClassVar[int] = 0
-        epochs_ahead: ClassVar[int] = 0
 
         @classmethod
         def of(cls, settings: EstimateSettings, context: RunContext, folder: RunFolder) -> Self:
             """Build it for a run."""
             return cls(context)
-
-        @classmethod
-        def check(cls, settings: EstimateSettings) -> None:
-            """Accept all settings."""
-
-        def prepare(self, problem: NetworkProblem, workers: Workers) -> None:
-            """Do nothing."""
 
         @property
         def judge(self) -> Judge:

@@ -29,6 +29,9 @@ class EstimateSettings(Protocol):
 class Estimator(Protocol):
     """Judges networks, in workers.
 
+    One that inherits from this has what it does not say: one fidelity, no weights to share, nothing
+    to prepare, no settings to refuse.
+
     Attributes:
         fidelities: Whether it can judge for a part of the cost of a whole judgement.
         prepares: What `prepare` makes, as the event log calls it; empty where it makes nothing.
@@ -38,15 +41,17 @@ class Estimator(Protocol):
         epochs_ahead: Epochs of `prepare`, as the event log counts them.
     """
 
-    fidelities: ClassVar[bool]
-    prepares: ClassVar[str]
-    shares_weights: ClassVar[bool]
+    fidelities: ClassVar[bool] = False
+    prepares: ClassVar[str] = ""
+    shares_weights: ClassVar[bool] = False
 
     @property
-    def checked(self) -> int: ...  # noqa: D102
+    def checked(self) -> int:  # noqa: D102
+        return 0
 
     @property
-    def epochs_ahead(self) -> int: ...  # noqa: D102
+    def epochs_ahead(self) -> int:  # noqa: D102
+        return 0
 
     @classmethod
     def of(cls, settings: EstimateSettings, context: RunContext, folder: RunFolder) -> Self:
@@ -59,6 +64,7 @@ class Estimator(Protocol):
         Raises:
             ValueError: If there are such; says which.
         """
+        return
 
     def prepare(self, problem: NetworkProblem, workers: Workers) -> None:
         """Do once what all judgements need; what a killed run left of it is not done again.
@@ -66,6 +72,7 @@ class Estimator(Protocol):
         Raises:
             InputError: If it fails; says why.
         """
+        return
 
     @property
     def judge(self) -> Judge:

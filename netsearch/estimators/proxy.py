@@ -9,8 +9,7 @@ from evaluation.files.run_folder import RunFolder
 from evaluation.records import ModelRecord
 from evaluation.training.context import RunContext, blame
 from evaluation.training.loop import TrainConfig, accuracy, seeded_model, train
-from evaluation.workers.workers import Workers
-from netsearch.estimators.protocol import EstimateSettings, Judge
+from netsearch.estimators.protocol import EstimateSettings, Estimator, Judge
 from netsearch.space.problem import NetworkProblem
 
 
@@ -52,28 +51,17 @@ def proxy_epochs(epochs: int, fidelity: float) -> int:
 
 
 @dataclass(frozen=True)
-class ProxyTraining:
+class ProxyTraining(Estimator):
     """Judge networks by training each for a short time; a fidelity is its part of the epochs."""
 
     context: RunContext
     recipe: TrainConfig
     fidelities: ClassVar[bool] = True
-    prepares: ClassVar[str] = ""
-    shares_weights: ClassVar[bool] = False
-    checked: ClassVar[int] = 0
-    epochs_ahead: ClassVar[int] = 0
 
     @classmethod
     def of(cls, settings: EstimateSettings, context: RunContext, folder: RunFolder) -> Self:
         """Build it for a run."""
         return cls(context, settings.train)
-
-    @classmethod
-    def check(cls, settings: EstimateSettings) -> None:
-        """Accept all settings."""
-
-    def prepare(self, problem: NetworkProblem, workers: Workers) -> None:
-        """Do nothing: every network is trained by itself."""
 
     @property
     def judge(self) -> Judge:

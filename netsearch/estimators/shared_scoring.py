@@ -25,7 +25,7 @@ from evaluation.training.context import RunContext, blame
 from evaluation.training.loop import TrainConfig, accuracy
 from evaluation.workers.pool import run_tasks
 from evaluation.workers.workers import Workers
-from netsearch.estimators.protocol import EstimateSettings, Judge
+from netsearch.estimators.protocol import EstimateSettings, Estimator, Judge
 from netsearch.estimators.shared_training import SharedWeightsConfig, train_shared
 from netsearch.estimators.shared_weights import SharedWeights, batch_norms
 from netsearch.space.genome import NetworkSpec
@@ -36,14 +36,13 @@ CALIBRATION_BATCH = 250
 
 
 @dataclass(frozen=True)
-class SharedScoring:
+class SharedScoring(Estimator):
     """Judge networks by weights that all of them share; there is but one fidelity."""
 
     context: RunContext
     recipe: TrainConfig
     settings: SharedWeightsConfig
     folder: RunFolder
-    fidelities: ClassVar[bool] = False
     prepares: ClassVar[str] = SHARED_STAGE
     shares_weights: ClassVar[bool] = True
 
