@@ -129,6 +129,20 @@ def test_random_cells_come_from_the_seed_alone():
     assert not {cell.id for cell in first[1].values()} & {cell.id for cell in other[1].values()}
 
 
+@pytest.mark.slow
+def test_the_random_cells_of_three_seeds_share_none():
+    ids = [
+        {
+            cell.id
+            for cell in random_twin(
+                THREE_STAGES, 5_000, space=CELLS, image_shape=(3, 8, 8), classes=10, seed=seed
+            )[1].values()
+        }
+        for seed in range(3)
+    ]
+    assert all(not ids[a] & ids[b] for a in range(3) for b in range(a))
+
+
 def test_both_baselines_of_a_found_network_are_of_its_size_and_carry_their_own_cost():
     record = ModelRecord("found", (0,), SPEC.blocks, Cost(30_000, 1), 0, 0.9)
     inputs = Preprocessing((3, 32, 32), (0.5,) * 3, (0.2,) * 3, tuple("abcdefghij"))

@@ -105,9 +105,13 @@ def test_predicted_cost_equals_the_built_network_to_the_integer(side, count, ops
         assert 2 * predicted.flops == counter.get_total_flops()
 
 
-def test_predicted_cost_is_exact_for_images_that_are_not_square():
+@pytest.mark.parametrize(
+    "genome",
+    [(0, 1) * 5 + (0,), *(pytest.param((g,) * 11, marks=pytest.mark.slow) for g in (0, 1))],
+)
+def test_predicted_cost_is_exact_for_images_that_are_not_square(genome):
     space, cells = space_of(3), library(LIGHT_OPS, 5)
-    spec = space.decode((0, 1) * 5 + (0,))
+    spec = space.decode(genome)
     network = builder(spec, cells, (3, 17, 30), 4)()
     assert predict_cost(spec, cells, (3, 17, 30), 4) == measure_cost(network, (3, 17, 30))
 
