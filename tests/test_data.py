@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
+from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -19,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from evaluation.data.batches import batches, cycle
 from evaluation.data.config import AugmentConfig, DataConfig
 from evaluation.data.dataset import Dataset, Split, load_dataset
+from evaluation.data.sources import read_source
 from evaluation.errors import InputError
 
 SHARED_DATA = Path(
@@ -190,6 +192,14 @@ def test_digits_are_1797_grey_images_of_8x8_with_the_full_range() -> None:
     assert len(data.train) + len(data.test) == 1797
     assert len(data.test) == round(0.2 * 1797)
     assert (data.train.images.min(), data.train.images.max()) == (0, 255)
+
+
+def test_digits_are_what_scikit_learn_reads_of_them() -> None:
+    digits, source = load_digits(), read_source(DataConfig())
+    assert np.array_equal(source.images, np.rint(digits.images * (255 / 16)))
+    assert np.array_equal(source.labels, digits.target)
+    assert source.class_names == tuple(map(str, digits.target_names))
+    assert (source.images.dtype, source.labels.dtype) == (np.uint8, digits.target.dtype)
 
 
 def test_medmnist_labels_of_shape_n_by_1_and_all_its_parts_are_kept(tmp_path: Path) -> None:

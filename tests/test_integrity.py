@@ -26,7 +26,8 @@ from evaluation.records import Cost, ModelRecord, checked_name
 from evaluation.training.weights import read_weights
 from evaluation.workers.workers import Workers
 from run_pipeline import Pipeline
-from test_pipeline import ROOT, tiny
+from test_pipeline import tiny
+from tiny_run import ROOT
 
 SMALL = (
     "data.max_train_images=100",

@@ -1,8 +1,10 @@
-"""The commands that only read load nothing that takes seconds."""
+"""What is loaded by commands that only read, and by workers: nothing heavy that they do not use."""
 
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 HEAVY = {
     "joblib",
@@ -35,6 +37,12 @@ def test_the_pipeline_is_imported_without_what_computes():
     assert found & HEAVY == set()
     assert {"typer", "rich", "numpy", "pydantic"} <= found  # what it does bring in
     assert {"evaluation", "netsearch", "configs", "run_pipeline"} <= found
+
+
+@pytest.mark.slow
+def test_what_workers_import_for_their_tasks_is_no_more_than_torch_and_joblib():
+    tasks = "blocksearch.search, evaluation.training.retrain, netsearch.estimators.proxy"
+    assert loaded(f"import {tasks}") & HEAVY == {"joblib", "torch"}
 
 
 def test_a_planted_import_is_seen():

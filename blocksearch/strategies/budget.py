@@ -8,12 +8,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from scipy.optimize import Bounds, LinearConstraint, milp
+from numpy.typing import NDArray
 from torch import Tensor
 
 from blocksearch.engine import Cells
 from blocksearch.relaxation import derive_strongest, one_hot_gates
 from blocksearch.space import SearchSpace
+
+Rule = tuple[NDArray[np.float64], float, float]  # row, and least and most of its product
 
 ROUNDING = (0.0, 1e-6, 1e-4)  # by how much a limit shrinks if the solver's tolerance broke it
 
@@ -99,9 +101,11 @@ def most_probable_cells(
     Returns:
         One cell per kind; None if no cells keep the budgets.
     """
+    from scipy.optimize import Bounds, LinearConstraint, milp  # takes a second to import
+
     shape = tuple(log_probabilities.shape)
     values = log_probabilities.double().cpu().clamp(min=-1e4).numpy()  # -inf is no number to HiGHS
-    rules = list(_rules(shape, space))
+    rules = [LinearConstraint(*rule) for rule in _rules(shape, space)]
     allowed = np.ones(shape)
     if "none" in space.ops and not space.dense:
         allowed[:, :, space.ops.index("none")] = 0
@@ -128,22 +132,22 @@ def most_probable_cells(
     return None
 
 
-def _rules(shape: tuple[int, ...], space: SearchSpace) -> Iterator[LinearConstraint]:
-    """What makes a choice of ops, as numbers 0 and 1 of this shape (K, E, O), a cell per kind."""
+def _rules(shape: tuple[int, ...], space: SearchSpace) -> Iterator[Rule]:
+    """What makes a choice of ops, numbers 0 and 1 of this shape (K, E, O), a cell per kind."""
     for kind in range(shape[0]):
         for edge in range(shape[1]):
             row = np.zeros(shape)
             row[kind, edge] = 1
-            yield LinearConstraint(row.ravel(), lb=1 if space.dense else 0, ub=1)
+            yield row.ravel(), 1 if space.dense else 0, 1
         useful = np.array([op != "none" for op in space.ops])
         if space.dense:
             row = np.zeros(shape)
             row[kind, :, useful] = 1
-            yield LinearConstraint(row.ravel(), lb=1)
+            yield row.ravel(), 1, np.inf
             continue
         targets = np.array([target for _, target in space.edges])
         for target in range(space.inputs, space.inputs + space.nodes):
             row = np.zeros(shape)
             row[kind, targets == target] = 1
             kept = min(space.edges_per_node, target)
-            yield LinearConstraint(row.ravel(), lb=kept, ub=kept)
+            yield row.ravel(), kept, kept

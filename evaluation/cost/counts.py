@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from evaluation.records import Cost
 
@@ -34,6 +33,8 @@ def measure_cost(model: nn.Module, *input_shapes: tuple[int, ...]) -> Cost:
         model: Any module; it is neither moved nor changed.
         input_shapes: Shape without the batch axis of each positional input, e.g. (3, 32, 32).
     """
+    from torch.utils.flop_counter import FlopCounterMode  # workers do without, and without Triton
+
     shadow = copy.deepcopy(model).to("meta").eval()
     inputs: list[Tensor] = [torch.empty(1, *shape, device="meta") for shape in input_shapes]
     bit_ops = 0

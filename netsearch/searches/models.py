@@ -1,16 +1,13 @@
 """Regressions of a network's error on what is known of its genome, with a standard deviation.
 
 Two to four hundred examples and some dozens of features: scikit-learn's models do, in milliseconds.
+It takes seconds to import, and is imported when a model is fitted.
 """
 
 import warnings
 from collections.abc import Callable
 
 import numpy as np
-from sklearn.ensemble import ExtraTreesRegressor
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 from netsearch.space.genome import Floats
 
@@ -27,6 +24,10 @@ def gaussian_process(features: Floats, values: Floats) -> Predict:
         features: (N, D), of about equal scale.
         values: (N,).
     """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
     # Shorter scales, and no noise at all, fit twenty examples well and predict nothing.
     kernel = ConstantKernel(1.0, (1e-2, 1e3)) * Matern(3.0, (2.0, 50.0), nu=2.5)
     model = GaussianProcessRegressor(kernel + WhiteKernel(1e-2, (3e-3, 1.0)), normalize_y=True)
@@ -49,6 +50,8 @@ def ensemble(features: Floats, values: Floats) -> Predict:
         features: (N, D).
         values: (N,).
     """
+    from sklearn.ensemble import ExtraTreesRegressor
+
     process = gaussian_process(features, values)
     trees = ExtraTreesRegressor(TREES, bootstrap=True, random_state=0).fit(features, values)
 

@@ -14,8 +14,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
 from netsearch.searches.protocol import Batch, History, SearchConfig
@@ -159,6 +157,9 @@ def pairwise_order(features: Floats, errors: Floats, generator: np.random.Genera
     Returns:
         The order; where all errors are equal nobody wins.
     """
+    from sklearn.exceptions import ConvergenceWarning  # takes seconds to import
+    from sklearn.neural_network import MLPClassifier
+
     one, other, better = ordered_pairs(errors, generator)
     if not len(one):
         return lambda a, b: np.zeros(len(a), dtype=bool)

@@ -13,8 +13,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
-from scipy.stats import qmc
 from threadpoolctl import threadpool_limits
 
 from netsearch.searches.models import MODELS
@@ -86,6 +84,8 @@ def budget_points(problem: Problem) -> Floats:
 
     Half are even on a logarithmic scale, as fronts are drawn; half on a linear one.
     """
+    from scipy.stats import qmc  # takes a second to import
+
     least, largest = problem.bounds
     count = BUDGETS * 2 ** (len(least) - 1).bit_length()  # a power of 2, or they are not even
     points = qmc.Sobol(len(least), scramble=False).random(count) + 0.5 / count
@@ -101,6 +101,8 @@ def within(costs: Floats, budgets: Floats) -> NDArray[np.bool_]:
 
 def expected_improvement(best: Floats, mean: Floats, std: Floats) -> Floats:
     """Return E[max(0, best - value)] of a normal value."""
+    from scipy.special import ndtr
+
     z = (best - mean) / std
     density = np.exp(-0.5 * z * z) / np.sqrt(2.0 * np.pi)
     improvement: Floats = std * (z * ndtr(z) + density)
