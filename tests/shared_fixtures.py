@@ -14,6 +14,7 @@ from blocksearch.kernels import compiled
 from blocksearch.space import SearchSpace
 from blocksearch.supernet.forms import PLAIN, Form
 from blocksearch.supernet.supernet import Supernet
+from configs.run import Run
 from evaluation.data.dataset import Split
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
@@ -42,9 +43,13 @@ def few_widths() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def no_pictures() -> Iterator[None]:
-    """Leave out the pictures of a report, which take a second of each run."""
+def short_runs() -> Iterator[None]:
+    """Leave out of runs in this process the forecast and the pictures, two seconds and one of each.
+
+    `finished_run` and every run that is a process of its own has both.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "forecast", lambda run, until: None)
         patch.setattr("evaluation.report.report.draw_fronts", lambda *_, **__: b"no picture")
         yield
 

@@ -35,6 +35,7 @@ REFUSED_WITHIN_S = 10
 DASK_LOOKS_AFTER_S = 15
 HANG_S = 2.0  # a limit that only what hangs reaches
 ARCHIVE, EVALUATIONS = "archive.jsonl", 5
+pytestmark = pytest.mark.usefixtures("short_runs")
 
 
 class DaskPair:

@@ -27,6 +27,7 @@ from run_pipeline import Pipeline, app
 from test_quick_commands import HEAVY, loaded
 
 TINY = (*tiny_run.TINY, "netsearch.evaluations=8")
+pytestmark = pytest.mark.usefixtures("short_runs")
 
 
 def pipeline(folder: Path, *changes: str) -> Pipeline:

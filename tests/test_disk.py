@@ -31,7 +31,7 @@ FREE_KIB = 64  # of a real disk; a run needs more
 
 
 @pytest.fixture(scope="module")
-def unbroken(no_pictures, tmp_path_factory):
+def unbroken(short_runs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
     run(folder)
     return result(folder)

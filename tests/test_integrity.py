@@ -78,7 +78,7 @@ def said(run: Pipeline) -> str:
 
 
 @pytest.fixture(scope="module")
-def finished(no_pictures, few_widths, tmp_path_factory) -> Path:
+def finished(short_runs, few_widths, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
     pipeline(folder).run()
     return folder

@@ -39,7 +39,7 @@ def save_images(path: Path, seed: int = 0) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(no_pictures, tmp_path_factory) -> Path:
+def finished(short_runs, tmp_path_factory) -> Path:
     """A folder in which a whole run and its images lie, the images named by a relative path."""
     home = tmp_path_factory.mktemp("home")
     save_images(home / "images" / "set.npz")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from evaluation.workers import pool
 from evaluation.workers.pool import DEATHS_ALONE, WorkerDied, run_tasks
 from evaluation.workers.task import Limits
 from evaluation.workers.workers import Workers
@@ -23,7 +24,7 @@ from processes import alive, needs_proc
 ROOT = Path(__file__).parents[1]
 ORPHANS_END_WITHIN_S = 15
 HEARTBEAT_S = 0.1
-HANG_MINUTES = 0.2  # enough for a worker to start and to import torch
+HANG_MINUTES = 0.08  # counted from when a worker has imported what a task needs
 LIMIT_MIB = 2048
 here_and_elsewhere = pytest.mark.parametrize(  # starting two processes takes ten seconds
     "workers", [1, pytest.param(2, marks=pytest.mark.slow)]
@@ -144,7 +145,8 @@ def test_a_consumer_may_stop_while_many_tasks_wait(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 @pytest.mark.filterwarnings("ignore:A worker stopped while some jobs:UserWarning")
-def test_a_task_that_kills_its_worker_costs_only_its_own_result():
+def test_a_task_that_kills_its_worker_costs_only_its_own_result(monkeypatch):
+    monkeypatch.setattr(pool, "DEATHS_ALONE", 1)  # the next test counts all of them
     tasks = {0: (3, ""), 1: (4, ""), "exit": (5, "exit"), 2: (6, ""), "kill": (7, "kill")}
     results = dict(run_tasks(square_or_die, tasks, Workers(2)))
     assert isinstance(results.pop("exit"), WorkerDied)

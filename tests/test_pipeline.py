@@ -32,7 +32,7 @@ from run_pipeline import Pipeline, app
 
 STRATEGY = "blocksearch.strategies.enhanced_gradient"
 TINY = tiny_run.WHOLE
-pytestmark = pytest.mark.usefixtures("few_widths", "no_pictures")
+pytestmark = pytest.mark.usefixtures("few_widths", "short_runs")
 FRONT_KEYS = (
     "id params flops latency_ms valid_accuracy test_accuracy test_accuracy_std seeds genome blocks"
 )

@@ -15,12 +15,14 @@ from typer.testing import CliRunner
 
 from configs import FOLDER
 from configs.experiment import Config
+from configs.run import Run
 from evaluation.files.run_folder import RunFolder
 from evaluation.report.plots import draw_fronts
 from evaluation.training import ready_made
 from run_pipeline import Pipeline, app
 
 ROOT = Path(__file__).parents[1]
+FORECAST = Run.forecast
 TINY = (
     "data.max_train_images=100",
     "data.max_test_images=60",
@@ -94,8 +96,9 @@ def few_widths() -> Iterator[None]:
 
 
 def run_whole(folder: Path) -> None:
-    """Run `WHOLE` by the command line, in this process, with the pictures that others leave out."""
+    """Run `WHOLE` by the command line, in this process, with all that `short_runs` leaves out."""
     with few_widths(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "forecast", FORECAST)
         patch.setattr("evaluation.report.report.draw_fronts", draw_fronts)
         done = CliRunner().invoke(app, command(folder, 1, WHOLE[len(TINY) :])[2:])
     assert done.exit_code == 0, done.output

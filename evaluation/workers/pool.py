@@ -75,7 +75,7 @@ def run_tasks(
     }
     if here:
         if anew:
-            _executor(workers.count, reuse=False)
+            _executor(workers.count, workers.count, reuse=False)
         return _in_processes(calls, workers.count)
     cluster = clusters.connect(workers.backend, workers.address, workers.count)
     return clusters.results(cluster, calls, workers.count, workers.device)
@@ -122,7 +122,7 @@ def _in_processes(
         while left:
             batch = {key: left[key].marked(marks[key]) for key in suspects[:1] or left}
             try:
-                for key, result in _results(batch, count):
+                for key, result in _results(batch, 1 if suspects else count, count):
                     del left[key]
                     yield key, result
             except TerminatedWorkerError as error:
@@ -150,13 +150,20 @@ def _given_up(task: Task[R], deaths: int, error: TerminatedWorkerError) -> Worke
     return WorkerDied(str(error).splitlines()[0]) if deaths >= DEATHS_ALONE else None
 
 
-def _results(tasks: Mapping[K, Task[R]], count: int) -> Generator[tuple[K, R], None, None]:
+def _results(
+    tasks: Mapping[K, Task[R]], processes: int, count: int
+) -> Generator[tuple[K, R], None, None]:
     """Yield the results that processes of this machine return; end the processes if stopped.
+
+    Args:
+        tasks: What they do.
+        processes: How many; as good as `count` where there is but one task, and sooner started.
+        count: How many there are at other times, among which the cores are divided.
 
     Raises:
         TerminatedWorkerError: At the end, if one died.
     """
-    executor = _executor(count)
+    executor = _executor(processes, count)
     died: TerminatedWorkerError | None = None
     finished = False
     try:
@@ -184,11 +191,11 @@ def _end(executor: Any) -> None:
     executor.shutdown(kill_workers=True)
 
 
-def _executor(count: int, reuse: Literal["auto", False] = "auto") -> Any:
+def _executor(processes: int, count: int, reuse: Literal["auto", False] = "auto") -> Any:
     """Return the processes, those of an earlier call if there are as many; unless told not to."""
     threads = str(max(1, joblib.cpu_count() // count))
     return get_reusable_executor(
-        count,
+        processes,
         timeout=IDLE_S,
         initializer=_begin,
         initargs=(os.getpid(),),
