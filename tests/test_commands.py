@@ -117,16 +117,28 @@ def test_an_export_computes_what_the_member_does(folder, member, tmp_path, form,
     assert torch.allclose(found, expected, atol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def exported(folder, member, tmp_path_factory):
+    """A copy of the run with every member as ONNX, the first of int8 too; what was said of that."""
+    own = Path(shutil.copytree(folder, tmp_path_factory.mktemp("exported") / "copy"))
+    assert invoke("export", own).exit_code == 0
+    integers = invoke("export", own, member.id, "--format", "onnx-int8")
+    assert integers.exit_code == 0, integers.stderr
+    return own, integers.stdout
+
+
 @pytest.mark.slow
-def test_both_exports_of_a_member_are_timed_in_one_folder_and_pick_knows_them_apart(own):
+def test_both_exports_of_a_member_are_timed_in_one_folder_and_pick_knows_them_apart(
+    exported, tmp_path
+):
+    own, _ = exported
     (id, *others) = [record.id for record in Pipeline.open(own).members.retrained()]
-    for form in ("onnx", "onnx-int8"):
-        assert invoke("export", own, "--format", form, "--force").exit_code == 0
-    board = own.parent / "board.json"
+    board = tmp_path / "board.json"
     measure_on_device([str(own / "exports"), "--out", str(board), "--seconds", "0"])
-    both = {f"{one}{ending}" for one in (id, *others) for ending in ("", ".int8")}
+    both = {id, f"{id}.int8", *others}
     assert set(json.loads(board.read_text())["files"]) == both
-    times = dict.fromkeys(both, 9.0) | {id: 2.0, f"{id}.int8": 1.0}
+    integers = {f"{one}.int8" for one in others}  # as if they had been timed, too
+    times = dict.fromkeys(both | integers, 9.0) | {id: 2.0, f"{id}.int8": 1.0}
     board.write_text(json.dumps(latencies(times)))
     for form, expected_ms in (("onnx", 2.0), ("onnx-int8", 1.0)):
         result = invoke(
@@ -137,22 +149,23 @@ def test_both_exports_of_a_member_are_timed_in_one_folder_and_pick_knows_them_ap
 
 
 @pytest.mark.slow
-def test_int8_says_what_it_costs_and_saves(folder, member, tmp_path):
-    result = invoke("export", folder, member.id, "--format", "onnx-int8", "--out", tmp_path / "x")
-    assert result.exit_code == 0, result.stderr
-    assert (tmp_path / "x" / f"{member.id}.int8.onnx").exists()
+def test_int8_says_what_it_costs_and_saves(exported):
+    _, said = exported
     for words in ("float to int8: accuracy", "retraining learned from, too", "kB", "ONNX Runtime"):
-        assert words in result.stdout
+        assert words in said
 
 
 @pytest.mark.slow
-def test_without_an_id_every_retrained_member_is_exported_and_pick_goes_by_their_sizes(own):
+def test_without_an_id_every_retrained_member_is_exported_and_pick_goes_by_their_sizes(
+    folder, exported
+):
+    own, _ = exported
     ids = [record.id for record in Pipeline.open(own).members.retrained()]
-    early = invoke("pick", own, "--max-file-kb", "1000", "--file", "onnx")
+    early = invoke("pick", folder, "--max-file-kb", "1000", "--file", "onnx")
     assert early.exit_code == 2 and f"no onnx file of {', '.join(ids)}" in early.stderr
-    assert invoke("export", own).exit_code == 0
-    files = {path.stem: path.stat().st_size for path in (own / "exports").glob("*.onnx")}
-    assert sorted(files) == sorted(ids)
+    sizes = {path.name: path.stat().st_size for path in (own / "exports").glob("*.onnx")}
+    assert sizes.keys() == {f"{name}.onnx" for name in (*ids, f"{ids[0]}.int8")}
+    files = {id: sizes[f"{id}.onnx"] for id in ids}
     smallest = min(files, key=files.get)
     limit = (files[smallest] + 1) / 1000
     chosen = invoke("pick", own, "--max-file-kb", limit, "--file", "onnx", "--json")
@@ -161,6 +174,12 @@ def test_without_an_id_every_retrained_member_is_exported_and_pick_goes_by_their
     again = invoke("export", own, smallest)
     assert again.exit_code == 2 and "--force" in again.stderr
     assert invoke("export", own, smallest, "--force").exit_code == 0
+
+
+def test_what_is_exported_into_a_folder_has_the_name_of_its_member(folder, member, tmp_path):
+    out = tmp_path / "x"
+    assert invoke("export", folder, member.id, "--format", "weights", "--out", out).exit_code == 0
+    assert [path.name for path in out.iterdir()] == [f"{member.id}.safetensors"]
 
 
 def latencies(ids):
@@ -277,11 +296,13 @@ def test_a_file_of_latencies_that_is_not_there_is_found_before_any_search(tmp_pa
 @pytest.mark.slow
 def test_a_search_goes_by_the_latencies_of_another_device(folder, tmp_path):
     path, parts, board = tmp_path / "run", tmp_path / "parts", tmp_path / "board.json"
-    pipeline(path).run("blocks")
+    one = "blocksearch.strategies.enhanced_gradient.complexity_weight=0.0"  # search, so few parts
+    few = one, "netsearch.widths=[4]", "netsearch.evaluations=4"
+    pipeline(path, *few).run("blocks")
     assert invoke("export", path, "--parts", "--out", parts).exit_code == 0
     how = "--seconds", "0.001", "--device", "a board"
     measure_on_device([str(parts), "--out", str(board), *how])
-    changes = f"netsearch.latency={board}", "netsearch.costs=[latency_ms]"
+    changes = *few, f"netsearch.latency={board}", "netsearch.costs=[latency_ms]"
     run = pipeline(path, *changes)
     run.run()
     by_part = read_json(path / "latency.json")["parts_ms"]
