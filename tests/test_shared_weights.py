@@ -243,19 +243,25 @@ def test_only_networks_that_fit_are_sampled_while_any_do():
     assert all(SPACE.encode(spec)[:4] == (0,) * 4 for spec in next(never))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("sampling", ["fair", "sandwich"])
-def test_training_lifts_scores_far_above_chance_and_reads_search_train_alone(digits, sampling):
+@pytest.fixture(scope="module", params=["fair", "sandwich"])
+def lifted(digits, request):
+    """Shared weights after a training that had `search_train` alone, and its losses."""
     shared, losses = store(EASY), []
     train_shared(
         shared,
         replace(digits, search_valid=None, train=None, test=None),
-        config(sampling, networks=3, epochs=8),
+        config(request.param, networks=3, epochs=4),
         recipe(batch_size=15),
         seed=0,
         augment=PLAIN,
         on_epoch=lambda epoch, loss: losses.append(loss),
     )
+    return shared, losses
+
+
+@pytest.mark.slow
+def test_training_lifts_scores_far_above_chance_and_reads_search_train_alone(digits, lifted):
+    shared, losses = lifted
     assert losses[-1] < 0.8 * losses[0]
     seen = replace(digits, train=None, test=None)
     for spec in specs_of(EASY, 4):
@@ -296,11 +302,8 @@ def test_a_weight_that_no_network_of_a_step_uses_stays_and_keeps_its_momentum(di
 
 
 @pytest.mark.slow
-def test_recalibration_matters_and_scoring_leaves_the_store_as_it_is(digits):
-    shared = store(EASY)
-    train_shared(
-        shared, digits, config(networks=3, epochs=5), recipe(batch_size=15), seed=0, augment=PLAIN
-    )
+def test_recalibration_matters_and_scoring_leaves_the_store_as_it_is(digits, lifted):
+    shared, _ = lifted
     before, random_state = shared.weights.detach().clone(), torch.get_rng_state()
     for spec in specs_of(EASY, 3):
         first = score(shared, spec, digits, 200)

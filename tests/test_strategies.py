@@ -103,7 +103,8 @@ def run(strategy: Strategy, period_batch, steps: int) -> list[dict[str, torch.Te
 
 @every_strategy_by_itself
 def test_the_training_loss_falls_on_a_solvable_task(strategy_class, make_setup, period_batch):
-    strategy = build(strategy_class, make_setup(("none", "sep_conv_5x5"), channels=16))
+    setup = make_setup(("none", "sep_conv_5x5"), nodes=1, cells=1, stages=1, channels=16)
+    strategy = build(strategy_class, setup)
     logged = run(strategy, period_batch, steps=60)
     assert all(math.isfinite(value) for scalars in logged for value in scalars.values())
     losses = [float(scalars["train_loss"]) for scalars in logged]
