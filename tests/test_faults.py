@@ -1,7 +1,6 @@
 """Networks that fail in any way, too many such, and signals; the search goes on or says why."""
 
 import ctypes
-import itertools
 import os
 import re
 import signal
@@ -16,6 +15,7 @@ import pytest
 import torch
 import torch._dynamo  # which an optimizer loads: here, a worker has it before its time counts
 from torch import nn
+from typer.testing import CliRunner
 
 from analytic import CONTEXT, RECIPE, accuracy, files, problem_of, replace_training
 from analytic import run as run_analytic
@@ -29,13 +29,26 @@ from netsearch.estimators.evaluator import FIRST, Evaluator
 from netsearch.estimators.proxy import ProxyTraining, estimate
 from netsearch.searches.protocol import Batch
 from processes import alive, needs_proc
+from run_pipeline import app
 from tiny_run import command, result
 from tiny_run import run as run_tiny
 
 LIMIT_MIB, LIMIT_MINUTES = 2048, 0.1
-STAGES = ("blocks/*.ckpt", "archive.jsonl", "retrained/*/*.ckpt")
-LONG = ("blocksearch.epochs=20", "retrain.train.epochs=100")  # checkpoints that stay a while
+LONG = (  # checkpoints that stay a while, and records enough
+    "blocksearch.epochs=20",
+    "netsearch.evaluations=10",
+    "netsearch.random_search=true",
+    "retrain.members=2",
+    "retrain.train.epochs=100",
+)
 SIGNALS = {"SIGINT": (130, "interrupted"), "SIGTERM": (143, "terminated")}
+ENDS = (  # what a run has written when it is ended, by which signal, and its workers
+    *(("blocks/*.ckpt", name, 2) for name in (*SIGNALS, "SIGKILL")),
+    *(("archive.jsonl", name, 2) for name in SIGNALS),
+    ("archive.jsonl", "SIGKILL", 1),  # this and the next file are written by the parent
+    ("random.jsonl", "SIGKILL", 1),
+    *(("retrained/*/*.ckpt", name, 2) for name in (*SIGNALS, "SIGKILL")),
+)
 ORPHANS_END_WITHIN_S, POLL_S = 15, 0.05
 FAULTS = {  # what a network does, and how its record tells it
     "raises": "TypeError: no such op",
@@ -182,13 +195,6 @@ def test_the_limits_of_the_config_reach_the_workers_and_a_hang_has_one_by_defaul
             WorkersConfig(**{key: 0})
 
 
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("unbroken")
-    run_tiny(folder, changes=LONG)
-    return result(folder)
-
-
 def written(folder, sign, since_ns):
     for path in folder.glob(sign):
         with suppress(FileNotFoundError):  # just removed
@@ -197,36 +203,53 @@ def written(folder, sign, since_ns):
     return False
 
 
-def interrupted(folder, name, sign):
-    """Send a signal to a run as soon as it has written a file; return what it printed."""
+def ended(folder, sign, name, workers):
+    """Send a signal to a run as soon as it has written a file; return its status and last line.
+
+    What is left after SIGKILL is not waited for: the next run may meet workers of this one.
+    """
     mark = f"PARETOBLOCKS_TEST={uuid.uuid4()}"
     environment = {**os.environ, "PARETOBLOCKS_TEST": mark.partition("=")[2]}
-    call, began_ns = command(folder, changes=LONG), time.time_ns()
-    run = subprocess.Popen(call, stderr=subprocess.PIPE, text=True, env=environment)
+    call, began_ns = command(folder, workers, LONG), time.time_ns()
+    said = folder.with_name(f"stderr-{began_ns}")  # not the file of a run that was killed
+    with said.open("w") as stderr:
+        run = subprocess.Popen(call, stderr=stderr, env=environment)
     while run.poll() is None and not written(folder, sign, began_ns):
         time.sleep(POLL_S)
-    assert run.poll() is None, f"ended, and no {sign} was seen"
+    assert run.poll() is None, f"ended, and no {sign} was seen: {said.read_text()}"
     run.send_signal(signal.Signals[name])
-    printed = run.communicate(timeout=60)[1]
+    status = run.wait(timeout=60)
+    if name == "SIGKILL":
+        return status, None
     end = time.monotonic() + ORPHANS_END_WITHIN_S
     while (left := alive(mark)) and time.monotonic() < end:
         time.sleep(POLL_S)
     assert not left, f"processes {left} go on"
+    printed = said.read_text()
     assert "Traceback" not in printed, printed
-    return run.returncode, printed.splitlines()[-1]
+    return status, printed.splitlines()[-1]
 
 
 @needs_proc
 @pytest.mark.slow
-def test_both_signals_in_each_stage_end_the_run_cleanly_and_it_goes_on_to_the_same_end(
-    tmp_path, unbroken
+def test_every_signal_in_each_stage_ends_a_run_which_goes_on_to_the_end_of_the_unbroken_one(
+    tmp_path,
 ):
-    for sign, (name, (status, word)) in itertools.product(STAGES, SIGNALS.items()):
-        expected = status, f"{word}; the same command continues the run"
-        assert interrupted(tmp_path, name, sign) == expected, (name, sign)
-    last = subprocess.run(command(tmp_path, 1, LONG), capture_output=True, timeout=300)
-    assert last.returncode == 0
-    assert result(tmp_path) == unbroken
+    folder, unbroken = tmp_path / "run", tmp_path / "unbroken"
+    for sign, name, workers in ENDS:
+        status, word = SIGNALS.get(name, (-signal.SIGKILL, None))
+        expected = status, word and f"{word}; the same command continues the run"
+        assert ended(folder, sign, name, workers) == expected, (sign, name)
+    last = CliRunner().invoke(app, command(folder, 1, LONG)[2:])
+    assert last.exit_code == 0, last.output
+    run_tiny(unbroken, changes=LONG)
+    assert result(folder) == result(unbroken)
+    for name in ("archive.jsonl", "random.jsonl"):
+        lines = (folder / name).read_text().splitlines()
+        assert set(lines) == set((unbroken / name).read_text().splitlines())
+        assert len(lines) == len(set(lines)) == 10
+    files = [sorted(p.relative_to(f) for p in f.glob("retrained/*/*")) for f in (folder, unbroken)]
+    assert files[0] == files[1]
 
 
 @pytest.mark.slow

@@ -3,9 +3,7 @@
 import io
 import json
 import shutil
-import signal
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -194,32 +192,6 @@ def test_deleting_a_result_redoes_that_result_alone(finished, copy):
     assert (copy / "blocks.json").stat().st_mtime_ns == blocks
     assert records(copy, "archive") == records(finished, "archive")
     assert (copy / "pareto.json").read_bytes() == (finished / "pareto.json").read_bytes()
-
-
-@pytest.mark.slow
-def test_a_run_killed_in_every_stage_ends_as_the_unbroken_one(finished, tmp_path):
-    """This one has two workers, the other one."""
-    for sign in ("blocks/*.ckpt", "archive.jsonl", "random.jsonl", "retrained/*/*.ckpt"):
-        run = subprocess.Popen(run_command(tmp_path), stderr=subprocess.DEVNULL)
-        while run.poll() is None and not list(tmp_path.glob(sign)):
-            time.sleep(0.02)
-        run.send_signal(signal.SIGKILL)
-        run.wait()
-    assert subprocess.run(run_command(tmp_path), capture_output=True, timeout=300).returncode == 0
-    assert_same_run(tmp_path, finished)
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    for name in SAME_BYTES:
-        assert (one / name).read_bytes() == (other / name).read_bytes(), name
-    for name in ("archive", "random"):
-        assert records(one, name) == records(other, name)
-        lines = (one / f"{name}.jsonl").read_text().splitlines()
-        assert len(lines) == len(set(lines))
-    retrained = sorted(path.relative_to(other) for path in other.glob("retrained/*/*"))
-    assert retrained == sorted(path.relative_to(one) for path in one.glob("retrained/*/*"))
-    for path in retrained:
-        assert (one / path).read_bytes() == (other / path).read_bytes(), path
 
 
 @pytest.mark.parametrize("largest", [max, min])
