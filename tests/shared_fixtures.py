@@ -44,11 +44,12 @@ def few_widths() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def short_runs() -> Iterator[None]:
-    """Leave out of runs in this process the forecast and the pictures, two seconds and one of each.
+    """Leave out of runs in this process the check of memory, the forecast and the pictures.
 
-    `finished_run` and every run that is a process of its own has both.
+    They take half of a tiny run; `finished_run`, and what is a process of its own, has them all.
     """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("netsearch.forecast.checks.check_memory", lambda *_, **__: frozenset())
         patch.setattr(Run, "forecast", lambda run, until: None)
         patch.setattr("evaluation.report.report.draw_fronts", lambda *_, **__: b"no picture")
         yield

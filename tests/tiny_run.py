@@ -19,6 +19,7 @@ from configs.run import Run
 from evaluation.files.run_folder import RunFolder
 from evaluation.report.plots import draw_fronts
 from evaluation.training import ready_made
+from netsearch.forecast.memory_check import check_memory
 from run_pipeline import Pipeline, app
 
 ROOT = Path(__file__).parents[1]
@@ -98,6 +99,7 @@ def few_widths() -> Iterator[None]:
 def run_whole(folder: Path) -> None:
     """Run `WHOLE` by the command line, in this process, with all that `short_runs` leaves out."""
     with few_widths(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("netsearch.forecast.checks.check_memory", check_memory)
         patch.setattr(Run, "forecast", FORECAST)
         patch.setattr("evaluation.report.report.draw_fronts", draw_fronts)
         done = CliRunner().invoke(app, command(folder, 1, WHOLE[len(TINY) :])[2:])
