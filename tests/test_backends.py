@@ -202,7 +202,11 @@ def test_a_task_that_kills_its_workers_costs_only_its_own_result(pair):
 
 
 @pytest.mark.slow
-def test_a_task_that_hangs_in_c_code_is_ended_and_the_others_finish(pair):
+def test_a_task_that_hangs_in_c_code_is_ended_and_the_others_finish(pair, monkeypatch):
+    # Ended twice; one that kills its workers, above, is tried as often as ever.
+    monkeypatch.setattr(clusters, "RAY_RETRIES", 1)
+    if isinstance(pair, DaskPair):
+        monkeypatch.setattr(pair.cluster.scheduler, "allowed_failures", 1)
     both_at_work(pair)
     tasks = {i: (i,) for i in range(4)}
     results = dict(run_tasks(hang, tasks, pair.workers, minutes=HANG_S / 60))
