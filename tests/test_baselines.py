@@ -18,6 +18,8 @@ from evaluation.data.preprocessing import Preprocessing
 from evaluation.records import Cost, ModelRecord
 from evaluation.training.ready_made import WIDTHS, MobileNetV2, mobilenet_near
 from netsearch.members.baselines import (
+    SCALES,
+    _scaled,
     baseline_jobs,
     fitted,
     random_twin,
@@ -107,6 +109,18 @@ def test_a_random_twin_has_about_the_params_asked_for_and_the_same_depths(target
     for name in twin.blocks:
         CELLS.check(cells[name])
     assert set(cells) == set(twin.blocks)
+
+
+@pytest.mark.slow
+def test_no_other_scale_of_a_random_twin_is_nearer_to_the_params_asked_for():
+    twin, cells = random_twin(SPEC, 3_000, space=CELLS, image_shape=(3, 8, 8), classes=10, seed=0)
+    pairs = zip(twin.stages, SPEC.stages, strict=True)
+    as_drawn = replace(twin, stages=tuple(replace(a, channels=b.channels) for a, b in pairs))
+
+    def distance(spec):
+        return abs(math.log(predict_cost(spec, cells, (3, 8, 8), 10).params / 3_000))
+
+    assert distance(twin) == min(distance(_scaled(as_drawn, one)) for one in SCALES)
 
 
 def test_stages_that_share_a_block_share_one_in_the_twin_too():

@@ -10,7 +10,7 @@ from itertools import product
 from blocksearch.space import Cell, SearchSpace
 from evaluation.data.preprocessing import Preprocessing
 from evaluation.records import ModelRecord
-from evaluation.training.ready_made import mobilenet_near
+from evaluation.training.ready_made import mobilenet_near, nearest_width
 from evaluation.training.retrain import RetrainJob
 from netsearch.members.saved import retrain_job
 from netsearch.space.genome import NetworkSpec, Stage
@@ -90,7 +90,10 @@ def random_twin(
         tuple(names[name] for name in spec.reductions),
     )
 
-    return _nearest(_scaled(twin), params, cells, image_shape, classes), cells
+    def count(scale: float) -> int:
+        return predict_cost(_scaled(twin, scale), cells, image_shape, classes).params
+
+    return _scaled(twin, nearest_width(SCALES, count, params)), cells
 
 
 def uniform_spec(stages: int, repeats: int) -> NetworkSpec:
@@ -152,10 +155,9 @@ def _roundings(spec: NetworkSpec, scale: float) -> Iterator[NetworkSpec]:
         yield replace(spec, stages=stages)
 
 
-def _scaled(spec: NetworkSpec) -> Iterator[NetworkSpec]:
-    for scale in SCALES:
-        stages = tuple(
-            replace(stage, channels=max(1, round(stage.channels * scale / WIDTH_STEP)) * WIDTH_STEP)
-            for stage in spec.stages
-        )
-        yield replace(spec, stages=stages)
+def _scaled(spec: NetworkSpec, scale: float) -> NetworkSpec:
+    stages = tuple(
+        replace(stage, channels=max(1, round(stage.channels * scale / WIDTH_STEP)) * WIDTH_STEP)
+        for stage in spec.stages
+    )
+    return replace(spec, stages=stages)
