@@ -18,8 +18,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from blocksearch.kernels import compiled, units  # noqa: E402
-from blocksearch.ops import Op, build_op  # noqa: E402
+from blocksearch.kernels import compiled  # noqa: E402
+from blocksearch.kernels.found import found_cell  # noqa: E402
+from blocksearch.kernels.steps import plan_of  # noqa: E402
+from blocksearch.ops import build_op  # noqa: E402
 
 SIZES = ((16, 32), (32, 16), (64, 8))  # channels and side of the three stages
 OPS = {"dws_conv_3x3": (3, 1), "dws_conv_5x5": (5, 1), "dil_conv_5x5": (5, 2)}
@@ -32,6 +34,7 @@ def passes(name: str, channels: int, side: int) -> dict[str, Callable[[], object
     x = torch.randn(BATCH, channels, side, side, generator=g)
     last = x.contiguous(memory_format=torch.channels_last)
     op = build_op(name, channels, 1, searching=True)
+    plan = plan_of(op, channels, channels)
 
     def run(compute: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> None:
         images = images.clone().requires_grad_()
@@ -44,7 +47,7 @@ def passes(name: str, channels: int, side: int) -> dict[str, Callable[[], object
         "PyTorch": lambda: run(op, x),
         "channels_last": lambda: run(op, last),
         "torch.compile": lambda: run(compiled, last),
-        "kernels": lambda: run(lambda images: units.run_op(op, images), last),
+        "kernels": lambda: run(lambda images: found_cell(plan, [images]), last),
     }
 
 
@@ -93,20 +96,11 @@ def numba_ms(kernel: int, dilation: int, channels: int, side: int) -> float:
 
 
 def kernels_ms(name: str, channels: int, side: int) -> float:
-    """Return the milliseconds of the same in our kernels, with ReLU and the sums of BatchNorm."""
-    op = build_op(name, channels, 1, searching=True)
-    assert isinstance(op, Op)
-    (unit,) = units.steps_of(op) or ()
+    """Return the milliseconds of the same on our kernels, with ReLU and BatchNorm."""
+    plan = plan_of(build_op(name, channels, 1, searching=True), channels, channels)
     x = torch.randn(BATCH, channels, side, side).contiguous(memory_format=torch.channels_last)
-    z, stats = torch.empty(BATCH, side, side, channels), torch.empty(2, channels)
-    weights = unit.pointwise.weight.detach(), unit.depthwise.weight.detach()
-    described = units._describe(x, *weights, z, *stats, unit)
-    shape, loops = (
-        units._unit_shape(x, unit),
-        compiled.library(x.dtype, compiled.lanes_of(channels)),
-    )
-    assert loops is not None
-    return medians({"": lambda: loops.forward_units(described.ctypes.data, 1, shape, 1e-5)})[""]
+    with torch.no_grad():
+        return medians({"": lambda: found_cell(plan, [x])})[""]
 
 
 def main() -> None:

@@ -20,8 +20,9 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from blocksearch.kernels import compiled, fused
+from blocksearch.kernels import compiled, found, fused
 from blocksearch.kernels.plan import CellPlan, Term
+from blocksearch.kernels.steps import Kind
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS, OPS, Op, batch_norm, build_op
 from blocksearch.relaxation import Gates
 from blocksearch.space import SearchSpace
@@ -585,8 +586,9 @@ def test_where_nothing_can_be_kept_a_library_lasts_as_long_as_the_process(
 
 CHECK = """
 import torch
-from blocksearch.kernels import compiled, fused
+from blocksearch.kernels import compiled, found, fused
 from blocksearch.kernels.plan import CellPlan, Term
+from blocksearch.kernels.steps import Kind
 from blocksearch.ops import build_op
 op, x = build_op("max_pool_3x3", 4, 1, True), torch.randn(2, 4, 5, 5)
 ones = torch.ones(1, 4)
@@ -665,8 +667,10 @@ WITHOUT_MEMORY = {
     "backward_units": (HUGE, 1),
     "forward_units, scratch of a thread": (8, LARGE),
     "backward_units, scratch of a thread": (8, LARGE),
-    "forward_pointwise": (HUGE, 1),
-    "backward_pointwise": (HUGE, 1),
+    "forward_state, scratch of a thread": (8, LARGE),
+    "backward_state, scratch of a thread": (8, LARGE),
+    "forward_state": (HUGE, 1),
+    "backward_state": (HUGE, 1),
     "forward_pool": (HUGE, 1),
     "node_gradient": (HUGE, 1),
 }
@@ -681,11 +685,16 @@ def test_a_kernel_that_gets_no_memory_raises(case: str) -> None:
     units["kernel"], units["dilation"] = 3, 1
     batch = 2**20 if "pool" in case or "node" in case else 2
     shape = compiled.Shape(batch, side, side, channels, 1, 1, 2)
+    leaving = np.zeros(1, found.LEAVING)
+    leaving["inputs"] = leaving["outputs"] = channels
+    leaving["kind"], leaving["stride"] = Kind.UNIT, 1
+    image = compiled.Image(batch, side, side, channels, 0, 2)
+    rows = [weights.ctypes.data]  # where the gradient would go
     arguments = {
         "forward_units": (units.ctypes.data, 1, shape, 1e-5),
         "backward_units": (units.ctypes.data, 1, shape),
-        "forward_pointwise": (*[None] * 5, batch, 1, channels, channels, 2, 1e-5),
-        "backward_pointwise": (*[None] * 7, batch, 1, channels, channels, 2),
+        "forward_state": (None, 0, leaving.ctypes.data, 1, None, 0, image),
+        "backward_state": (None, 0, None, 0, leaving.ctypes.data, 1, *rows, image),
         "forward_pool": (None, 1, 1, None, None, None, shape, 1e-5),
         "node_gradient": (*[None] * 5, 1, None, None, None, batch, 1, channels, 2),
     }

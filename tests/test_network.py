@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from blocksearch.kernels import compiled, units
+from blocksearch.kernels import compiled, found
+from blocksearch.kernels.steps import Kind, plan_of
 from blocksearch.ops import DARTS_OPS, LIGHT_OPS, OPS, ChannelShuffle, Op
 from blocksearch.space import KINDS, NORMAL, REDUCTION, Cell, Edge, SearchSpace
 from evaluation.cost.counts import measure_cost
@@ -217,16 +218,16 @@ def test_training_on_the_kernels_equals_training_in_pytorch(ops, width):
 
 
 def test_a_network_under_training_does_run_on_the_kernels(monkeypatch, needs_kernels):
-    ran = []
-    forward = units.Unit.run
-    monkeypatch.setattr(units.Unit, "run", lambda unit, x: ran.append(unit) or forward(unit, x))
+    ran, run = [], found.found_cell
+    monkeypatch.setattr(found, "found_cell", lambda *given: ran.append(given[0]) or run(*given))
     cell = Cell(((Edge(0, "dil_conv_5x5"), Edge(1, "gshuffle_3x3")),))
     spec = NetworkSpec((Stage(NORMAL, 1, 8),), ())
     network = Network(spec, {NORMAL: cell}, (3, 8, 8), 2)
     network(torch.randn(2, 3, 8, 8))
-    assert len(ran) == 2 + 1 + 2  # the cell's inputs, and the units of its two ops
+    (plan,) = ran
+    assert [step.kind for step in plan.steps] == [Kind.UNIT] * 5  # inputs, one unit, two units
     network.eval()(torch.randn(2, 3, 8, 8))
-    assert len(ran) == 5  # which use running statistics instead
+    assert len(ran) == 1  # where running statistics are used instead
 
 
 def point(**form):
@@ -267,9 +268,10 @@ def depthwise(kernel=3, **form):
 def test_an_op_is_taken_apart_only_where_its_units_compute_the_same(layers, count):
     torch.manual_seed(0)
     op = Op(nn.Sequential(*layers), nn.BatchNorm2d(8), relu=True)
-    steps = units.steps_of(op)
-    assert (steps if steps is None else len(steps)) == count
+    plan = plan_of(op, 8, 8)
+    assert (len(plan.steps) if plan.is_known else None) == count
     x = torch.randn(3, 8, 9, 8)
     with compiled.plain_path():
         expected = copy.deepcopy(op)(x)
-    torch.testing.assert_close(units.run_op(op, x), expected, rtol=1e-5, atol=1e-5)
+    y = found.found_cell(plan, [x]) if found.fits(plan, x) else op(x)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)

@@ -1,1 +1,1 @@
-"""Cells and ops on compiled loops for CPUs; two doors: `fused.mixed_cell` and `units.run_op`."""
+"""Cells on compiled loops for CPUs; two doors: `fused.mixed_cell` and `found.found_cell`."""

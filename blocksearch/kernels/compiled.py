@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 SOURCE = Path(__file__).with_name("kernels.c")
+PARTS = sorted(SOURCE.parent.glob("*.h"))
 SWITCH = "PARETOBLOCKS_KERNELS"  # set to 0, the plain path runs
 DTYPES = {torch.float32: ("float", "int"), torch.float64: ("double", "long")}
 MAX_KERNEL = 7
@@ -72,9 +73,8 @@ def fits(state: Tensor) -> bool:
         and os.environ.get(SWITCH) != "0"
         and state.device.type == "cpu"
         and state.dtype in DTYPES
-        and state.shape[1] % 4 == 0
         and not torch._C._are_functorch_transforms_active()
-        and library(state.dtype, lanes_of(state.shape[1])) is not None
+        and library(state.dtype, widest_lanes(state.shape[1])) is not None
     )
 
 
@@ -99,6 +99,14 @@ class Shape(ctypes.Structure):
     ]
 
 
+class Image(ctypes.Structure):
+    """`Image` of found_cell.h."""
+
+    _fields_ = [
+        (name, ctypes.c_long) for name in ("batch", "height", "width", "channels", "pad", "threads")
+    ]
+
+
 @cache
 def library(dtype: torch.dtype, lanes: int) -> SimpleNamespace | None:
     """Compile `kernels.c` for this processor, once per user, and load it.
@@ -115,10 +123,10 @@ def library(dtype: torch.dtype, lanes: int) -> SimpleNamespace | None:
     signatures: dict[str, list[Any]] = {
         "forward_units": [pointer, whole, Shape, ctypes.c_double],
         "backward_units": [pointer, whole, Shape],
-        "forward_pointwise": [*[pointer] * 5, whole, number, *[whole] * 3, ctypes.c_double],
-        "backward_pointwise": [*[pointer] * 7, whole, number, *[whole] * 3],
         "forward_pool": [pointer, number, whole, *[pointer] * 3, Shape, ctypes.c_double],
         "backward_pool": [pointer, number, whole, *[pointer] * 2, Shape],
+        "forward_state": [pointer, whole, pointer, whole, pointer, number, Image],
+        "backward_state": [*[pointer, whole] * 3, pointer, Image],
         "weighted_sum": [*[pointer] * 4, whole, pointer, number, whole, number, whole, whole],
         "node_gradient": [*[pointer] * 5, whole, *[pointer] * 3, whole, number, whole, whole],
     }
@@ -156,7 +164,9 @@ def _compile(dtype: torch.dtype, lanes: int) -> Path:
     real, integer = DTYPES[dtype]
     flags = ["-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp"]
     flags += ["-shared", "-fPIC", f"-DREAL={real}", f"-DINT={integer}", f"-DLANES={lanes}"]
-    identity = (SOURCE.read_text(), flags, compiler, platform.machine(), _processor())
+    flags += [f"-DSINGLE={int(dtype == torch.float32)}"]
+    sources = [path.read_text() for path in (SOURCE, *PARTS)]
+    identity = (sources, flags, compiler, platform.machine(), _processor())
     name = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
     root = _cache()
     path = root / f"kernels-{name}.so"
@@ -229,5 +239,13 @@ def is_pointwise(conv: nn.Conv2d) -> bool:
 
 def lanes_of(channels: int) -> int:
     """Numbers of one vector: as wide as the processor has them, and a divisor of `channels`."""
-    widest = 16 if " avx512f" in _processor() else 8
-    return next(lanes for lanes in (16, 8, 4) if lanes <= widest and channels % lanes == 0)
+    return next(n for n in (16, 8, 4) if n <= _widest() and channels % n == 0)
+
+
+def widest_lanes(channels: int) -> int:
+    """Numbers of one vector where the last may be filled in part: no wider than `channels` are."""
+    return next((n for n in (4, 8) if channels <= n), _widest())
+
+
+def _widest() -> int:
+    return 16 if " avx512f" in _processor() else 8

@@ -1,13 +1,14 @@
 """MixedCell (searching) and DiscreteCell (found), side by side because they must agree."""
 
+import functools
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from blocksearch.kernels import compiled, fused
+from blocksearch.kernels import compiled, found, fused
 from blocksearch.kernels.plan import CellPlan, Term
-from blocksearch.kernels.units import run_op
+from blocksearch.kernels.steps import FoundPlan, plan_of
 from blocksearch.ops import Zero, build_op, factorized_reduce, relu_conv_bn
 from blocksearch.relaxation import Gates
 from blocksearch.space import Cell, SearchSpace
@@ -33,6 +34,8 @@ class CellInputs(nn.Module):
     ):
         super().__init__()
         self.single = inputs == 1
+        self.in_channels = in_channels[1:] if self.single else in_channels
+        self.channels, self.strides = channels, (2 if halve_first else 1, 1)
         if self.single:
             if in_channels[1] != channels:
                 raise ValueError(f"expected an input of {channels} channels, got {in_channels[1]}")
@@ -45,7 +48,25 @@ class CellInputs(nn.Module):
         """Map the two outputs to the cell's input states (B, C, H, W)."""
         if self.single:
             return [s1]
-        return [run_op(self.first, s0), run_op(self.second, s1)]
+        pairs = (self.first, s0, 0), (self.second, s1, 1)
+        return [
+            found.found_cell(self._plans[k], [s]) if found.fits(self._plans[k], s) else op(s)
+            for op, s, k in pairs
+        ]
+
+    @functools.cached_property
+    def _plans(self) -> list[FoundPlan]:
+        parts = zip((self.first, self.second), self.in_channels, self.strides, strict=True)
+        return [plan_of(op, width, self.channels, stride) for op, width, stride in parts]
+
+    def lead_into(self, plan: FoundPlan) -> list[int]:
+        """Add to a plan what this does, and return the cell's input states."""
+        if self.single:
+            return [0]
+        states = [plan.state(), plan.state()]
+        for source, op in enumerate((self.first, self.second)):
+            plan.add(op, source, states[source], self.strides[source])
+        return states
 
 
 class MixedCell(nn.Module):
@@ -111,7 +132,7 @@ class MixedCell(nn.Module):
         states = self.inputs(s0, s1)
         active = self._active(gates, kind)
         simple = type(self.passage) is Whole and not self.form.share_ops
-        if active and simple and compiled.fits(states[0]):
+        if active and simple and self.channels % 4 == 0 and compiled.fits(states[0]):
             nodes = self._fused(states, gates, kind, active)
         else:
             nodes = self._plain(states, gates, kind, active)
@@ -218,17 +239,40 @@ class DiscreteCell(nn.Module):
             for edge in node
         )
         self.zero = Zero(_stride(0, cell.inputs, reduction))
+        self.channels, self.reduction = channels, reduction
         self.out_channels = len(cell.outputs) * channels
 
     def forward(self, s0: Tensor, s1: Tensor) -> Tensor:
         """Map (B, C0, H0, W0) and (B, C1, H, W) to the concatenated nodes, or to the last one."""
+        if found.fits(self._plan, s1):
+            return found.found_cell(self._plan, [s1] if self.inputs.single else [s0, s1])
+        return self._plain(s0, s1)
+
+    def _plain(self, s0: Tensor, s1: Tensor) -> Tensor:
         states = self.inputs(s0, s1)
         ops: Any = iter(self.edges)
         for node in self.cell.nodes:
-            arriving = [run_op(next(ops), states[edge.source]) for edge in node]
+            arriving = [next(ops)(states[edge.source]) for edge in node]
             states.append(_sum(arriving) if arriving else self.zero(states[0]))
         kept = [states[self.cell.inputs + node] for node in self.cell.outputs]
         return kept[0] if len(kept) == 1 else torch.cat(kept, dim=1)
+
+    @functools.cached_property
+    def _plan(self) -> FoundPlan:
+        plan = FoundPlan(self.inputs.in_channels, self.channels)
+        states = self.inputs.lead_into(plan)
+        nodes = [plan.state() for _ in self.cell.nodes]
+        states += nodes
+        ops = iter(self.edges)
+        for node, target in zip(self.cell.nodes, nodes, strict=True):
+            for edge in node:
+                stride = _stride(edge.source, self.cell.inputs, self.reduction)
+                plan.add(next(ops), states[edge.source], target, stride)
+            if not node:
+                stride = _stride(0, self.cell.inputs, self.reduction)
+                plan.add(self.zero, states[0], target, stride)
+        plan.finish(nodes, [nodes[output] for output in self.cell.outputs])
+        return plan
 
 
 def _stride(source: int, inputs: int, reduction: bool) -> int:
