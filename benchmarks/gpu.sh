@@ -36,7 +36,7 @@ for precision in float32 bfloat16; do
             --batch "$batch" --rounds 5 --precision "$precision"
     done
 done
-part training.json python benchmarks/training.py --device cuda --json # epochs of 50,000 images
+part training.json python benchmarks/training.py --device cuda --networks DARTS_V2 --json # epochs of 50,000 images
 part profile.log python benchmarks/supernet.py --device cuda --batch 64 --profile "$out/profile.txt"
 part growth.txt python benchmarks/supernet.py --device cuda --growth "$out/growth-gpu.png"
 exit "$failed"

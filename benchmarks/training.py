@@ -1,16 +1,19 @@
-"""How fast a network trains: the textbook loop against `evaluation.training.loop`, on this machine.
+"""How fast networks train: the textbook loop against `evaluation.training.loop`, on this machine.
 
-`python benchmarks/training.py [--device cpu|cuda] [--json]` trains DARTS_V2 (Liu, Simonyan, Yang
-2019, https://arxiv.org/abs/1806.09055) on random images of CIFAR-10's shape. Each side lives in a
-process of its own, since the production side changes how its process keeps memory; they take turns,
-step by step. A step is all from the images in memory to the updated weights. The floor is what the
-step's convolutions would take at the rate of one large convolution, measured between the turns.
+`python benchmarks/training.py [--device cpu|cuda] [--networks NAME ...] [--json]` trains on random
+images of CIFAR-10's shape: DARTS_V2 (Liu, Simonyan, Yang 2019, https://arxiv.org/abs/1806.09055),
+three fixed stacks of random light cells, and a ResNet-8. Each side lives in a process of its own,
+since the production side changes how its process keeps memory; they take turns, step by step. A
+step is all from the images in memory to the updated weights. The textbook trains DARTS_V2 as its paper
+defines it, the others as their PyTorch modules, all in PyTorch's default layout. The floor is what
+the step's multiply-adds would take at the rate of one large convolution, timed between the turns.
 """
 
 import argparse
 import json
 import multiprocessing
 import platform
+import random
 import resource
 import statistics
 import sys
@@ -25,7 +28,9 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from blocksearch.space import Cell, Edge  # noqa: E402
+from blocksearch.kernels import compiled  # noqa: E402
+from blocksearch.ops import LIGHT_OPS  # noqa: E402
+from blocksearch.space import Cell, SearchSpace  # noqa: E402
 from evaluation.cost.counts import measure_cost  # noqa: E402
 from evaluation.data.batches import batches  # noqa: E402
 from evaluation.data.config import AugmentConfig  # noqa: E402
@@ -39,19 +44,8 @@ from evaluation.training.loop import (  # noqa: E402
 from evaluation.workers.memory import keep_freed_memory  # noqa: E402
 from netsearch.space.genome import NetworkSpec, Stage  # noqa: E402
 from netsearch.space.network import builder  # noqa: E402
+from published import DARTS_V2, ResNet  # noqa: E402
 
-NORMAL = (
-    (("sep_conv_3x3", 0), ("sep_conv_3x3", 1)),
-    (("sep_conv_3x3", 0), ("sep_conv_3x3", 1)),
-    (("sep_conv_3x3", 1), ("skip_connect", 0)),
-    (("skip_connect", 0), ("dil_conv_3x3", 2)),
-)
-REDUCTION = (
-    (("max_pool_3x3", 0), ("max_pool_3x3", 1)),
-    (("skip_connect", 2), ("max_pool_3x3", 1)),
-    (("max_pool_3x3", 0), ("skip_connect", 2)),
-    (("skip_connect", 2), ("max_pool_3x3", 1)),
-)
 IMAGE, CLASSES, IMAGES = (3, 32, 32), 10, 5000
 EPOCH_IMAGES = 50_000
 WARM_UP_STEPS = 5
@@ -69,25 +63,50 @@ RECIPE = TrainConfig(
 
 
 @dataclass(frozen=True)
+class Light:
+    """A fixed stack of random light cells: two or three nodes, one cell of its own a stage."""
+
+    nodes: int
+    seed: int
+    width: int
+    depths: tuple[int, int, int]
+
+
+LIGHT = {
+    "light-1M": Light(2, 5, 4, (1, 1, 1)),
+    "light-5M": Light(3, 1, 8, (1, 1, 1)),
+    "light-12M": Light(3, 1, 12, (1, 2, 1)),
+}
+RESNET8, DARTS = "ResNet-8", "DARTS_V2"
+NETWORKS = (RESNET8, *LIGHT, DARTS)
+
+
+@dataclass(frozen=True)
 class Task:
-    """What both sides train, and where."""
+    """What both sides train, and where; the first two say how large a DARTS_V2 is."""
 
     channels: int
     cells: int
     batch: int
     device: str
     threads: int
+    network: str = DARTS
 
 
 def production_network(task: Task) -> nn.Module:
     """Return the network as stage two builds it."""
+    if task.network == RESNET8:
+        return ResNet(1, 16, IMAGE, CLASSES)()
+    if task.network in LIGHT:
+        light = LIGHT[task.network]
+        space, generator = SearchSpace(LIGHT_OPS, nodes=light.nodes), random.Random(light.seed)
+        cells = {name: space.random_cell(generator) for name in ("a", "b", "c", "r1", "r2")}
+        parts = zip("abc", light.depths, strict=True)
+        stages = [Stage(name, depth, light.width * 2**k) for k, (name, depth) in enumerate(parts)]
+        return builder(NetworkSpec(tuple(stages), ("r1", "r2")), cells, IMAGE, CLASSES)()
     depth = (task.cells - 2) // 3
-    cells = {
-        name: Cell(tuple(tuple(Edge(source, op) for op, source in node) for node in nodes))
-        for name, nodes in (("normal", NORMAL), ("reduction", REDUCTION))
-    }
-    stages = tuple(Stage("normal", depth, task.channels * 2**i) for i in range(3))
-    return builder(NetworkSpec(stages, ("reduction",) * 2), cells, IMAGE, CLASSES)()
+    stages = [Stage("normal", depth, task.channels * 2**i) for i in range(3)]
+    return builder(NetworkSpec(tuple(stages), ("reduction",) * 2), DARTS_V2, IMAGE, CLASSES)()
 
 
 def production(task: Task) -> Iterator[None]:
@@ -108,18 +127,18 @@ def production(task: Task) -> Iterator[None]:
 class TextbookCell(nn.Module):
     """A cell as the paper defines it, in PyTorch's default layout."""
 
-    def __init__(self, nodes, in_channels, channels, reduction, halve_first):
+    def __init__(self, cell: Cell, in_channels, channels, reduction, halve_first):
         super().__init__()
         halving = factorized_reduce if halve_first else relu_conv_bn
         self.first = halving(in_channels[0], channels)
         self.second = relu_conv_bn(in_channels[1], channels)
-        self.sources = [[source for _, source in node] for node in nodes]
+        self.sources = [[edge.source for edge in node] for node in cell.nodes]
         self.ops = nn.ModuleList(
             nn.ModuleList(
-                textbook_op(op, channels, 2 if reduction and source < 2 else 1)
-                for op, source in node
+                textbook_op(edge.op, channels, 2 if reduction and edge.source < 2 else 1)
+                for edge in node
             )
-            for node in nodes
+            for node in cell.nodes
         )
 
     def forward(self, s0: Tensor, s1: Tensor) -> Tensor:
@@ -143,8 +162,8 @@ class TextbookNetwork(nn.Module):
         for i in range(task.cells):
             reduction = i in (task.cells // 3, 2 * task.cells // 3)
             width *= 2 if reduction else 1
-            nodes = REDUCTION if reduction else NORMAL
-            self.cells.append(TextbookCell(nodes, last, width, reduction, halved))
+            cell = DARTS_V2["reduction" if reduction else "normal"]
+            self.cells.append(TextbookCell(cell, last, width, reduction, halved))
             last, halved = (last[1], 4 * width), reduction
         self.classifier = nn.Linear(last[1], CLASSES)
 
@@ -223,7 +242,9 @@ def textbook_batches(split: Split, batch: int) -> Iterator[tuple[Tensor, Tensor]
 
 def textbook(task: Task) -> Iterator[None]:
     """Train as scripts of papers do; yield after every step."""
-    split, model = random_split(), TextbookNetwork(task).to(task.device).train()
+    split = random_split()
+    network = TextbookNetwork(task) if task.network == DARTS else production_network(task)
+    model = network.to(task.device).train()
     optimizer = torch.optim.SGD(
         model.parameters(),
         RECIPE.learning_rate,
@@ -237,7 +258,8 @@ def textbook(task: Task) -> Iterator[None]:
         for images, labels in textbook_batches(split, task.batch):
             images, labels = images.to(task.device), labels.to(task.device)
             optimizer.zero_grad()
-            loss = criterion(model(images), labels)
+            with compiled.plain_path():
+                loss = criterion(model(images), labels)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), RECIPE.grad_clip, foreach=False)
             optimizer.step()
@@ -315,7 +337,7 @@ def measure(task: Task, rounds: int) -> dict[str, object]:
     torch.set_num_threads(task.threads)
     keep_freed_memory()
     cost = measure_cost(production_network(task), IMAGE)
-    if measure_cost(TextbookNetwork(task), IMAGE) != cost:
+    if task.network == DARTS and measure_cost(TextbookNetwork(task), IMAGE) != cost:
         raise RuntimeError("the two sides do not train the same network")
     sides = {name: Side(name, task) for name in SIDES}
     for side in sides.values():
@@ -333,8 +355,10 @@ def measure(task: Task, rounds: int) -> dict[str, object]:
     flops = 3 * 2 * cost.flops * task.batch  # backward takes twice the forward
     production_s = statistics.median(seconds["production"])
     on_gpu = task.device == "cuda"
+    size = f" C={task.channels} L={task.cells}" if task.network == DARTS else ""
     return {
-        "network": f"DARTS_V2 C={task.channels} L={task.cells}, batch {task.batch}",
+        "network": f"{task.network}{size}, batch {task.batch}",
+        "multiply_adds": cost.flops,
         "params": cost.params,
         "n": rounds,
         "textbook_s": statistics.median(seconds["textbook"]),
@@ -345,6 +369,7 @@ def measure(task: Task, rounds: int) -> dict[str, object]:
         "ratio_std": statistics.stdev(ratios),
         "epoch_s": production_s * (EPOCH_IMAGES // task.batch),
         "flops_per_step": flops,
+        "gflops": flops / production_s / 1e9,
         "rate_gflops": rate / 1e9,
         "floor_s": flops / rate,
         "distance_to_floor": production_s * rate / flops,
@@ -357,28 +382,32 @@ def measure(task: Task, rounds: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Print the figures, one a line or as JSON."""
+    """Print the figures, one a line, or as a JSON object a network."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help="print a JSON object a network")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
     parser.add_argument("--rounds", type=int, default=7, help="timed steps of each side, 2 or more")
     parser.add_argument("--threads", type=int, default=1, help="compute threads on the CPU")
-    parser.add_argument("--channels", type=int, help="16 on a CPU, 18 on a GPU")
-    parser.add_argument("--cells", type=int, help="8 on a CPU, 20 on a GPU; 2 + 3 n")
+    parser.add_argument("--channels", type=int, help="of DARTS_V2: 16 on a CPU, 18 on a GPU")
+    parser.add_argument("--cells", type=int, help="of DARTS_V2: 8 on a CPU, 20 on a GPU; 2 + 3 n")
     parser.add_argument("--batch", type=int, default=RECIPE.batch_size)
     args = parser.parse_args()
     if args.rounds < 2:
         parser.error("--rounds: expected 2 or more")
     channels, cells = (18, 20) if args.device == "cuda" else (16, 8)
-    task = Task(
-        args.channels or channels, args.cells or cells, args.batch, args.device, args.threads
-    )
-    figures = measure(task, args.rounds)
-    if args.json:
-        print(json.dumps(figures))
-        return
-    for name, value in figures.items():
-        print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
+    size = args.channels or channels, args.cells or cells
+    resnet8 = None
+    for network in args.networks:
+        figures = measure(Task(*size, args.batch, args.device, args.threads, network), args.rounds)
+        resnet8 = figures["gflops"] if network == RESNET8 else resnet8
+        figures["gflops_resnet8"] = resnet8  # of the same run
+        if args.json:
+            print(json.dumps(figures), flush=True)
+            continue
+        for name, value in figures.items():
+            print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
+        print(flush=True)
 
 
 if __name__ == "__main__":

@@ -148,9 +148,9 @@ class SharedWeights:
         parameters = self.inherit(spec)
         stack = self.networks.of(spec)
         pairs = zip(stack.cells, stack.places(), strict=True)
-        # The frame's own widths do not matter: every parameter is replaced.
         self._frame.cells = nn.ModuleList(
-            self._body(one, place.halve_first, number) for number, (one, place) in enumerate(pairs)
+            self._body(one, place.in_channels, place.halve_first, number)
+            for number, (one, place) in enumerate(pairs)
         )
         return cast(Tensor, functional_call(self._frame, parameters, (images,), strict=True))
 
@@ -373,11 +373,13 @@ def _axes(build: Callable[[tuple[int, int, int]], nn.Module]) -> dict[str, Axes]
     }
 
 
-def _body(placed: PlacedCell, halve_first: bool, number: int) -> DiscreteCell:
+def _body(
+    placed: PlacedCell, in_channels: tuple[int, int], halve_first: bool, number: int
+) -> DiscreteCell:
     """A cell without weights, to be run on slices; its number keeps equal cells apart."""
-    c = placed.channels
+    widths = *in_channels, placed.channels
     with torch.device("meta"):
-        cell = _cell(cast(Cell, placed.cell), placed.reduction, halve_first, (c, c, c))
+        cell = _cell(cast(Cell, placed.cell), placed.reduction, halve_first, widths)
     _forget_statistics(cell)
     return cell
 
