@@ -4,8 +4,8 @@
 images of CIFAR-10's shape: DARTS_V2 (Liu, Simonyan, Yang 2019, https://arxiv.org/abs/1806.09055),
 three fixed stacks of random light cells, and a ResNet-8. Each side lives in a process of its own,
 since the production side changes how its process keeps memory; they take turns, step by step. A
-step is all from the images in memory to the updated weights. The textbook trains DARTS_V2 as its paper
-defines it, the others as their PyTorch modules, all in PyTorch's default layout. The floor is what
+step is all from the images in memory to the updated weights. The textbook trains DARTS_V2 as in its
+paper, the others as their PyTorch modules, all in PyTorch's default layout. The floor is what
 the step's multiply-adds would take at the rate of one large convolution, timed between the turns.
 """
 
