@@ -100,7 +100,7 @@ class Shape(ctypes.Structure):
 
 
 class Image(ctypes.Structure):
-    """`Image` of found_cell.h."""
+    """`Image` of state.h."""
 
     _fields_ = [
         (name, ctypes.c_long) for name in ("batch", "height", "width", "channels", "pad", "threads")

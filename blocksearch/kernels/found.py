@@ -1,6 +1,6 @@
 """A found cell on a CPU as one autograd function, several times faster than op by op.
 
-What a found cell costs is passes over memory, not arithmetic. `found_cell.h` computes it state by
+What a found cell costs is passes over memory, not arithmetic. `state.h` computes it state by
 state: one pass puts a state together from what arrives there, with the BatchNorms folded into the
 sum, and runs all that leaves it while an image is in the cache. Between two passes only the outputs
 of convolutions and pools are kept, no activation, no normalised output, no sum before a
@@ -25,9 +25,18 @@ from blocksearch.kernels import compiled
 from blocksearch.kernels.compiled import Image, library, refuse_second_derivative, widest_lanes
 from blocksearch.kernels.steps import FoundPlan, Kind, Step
 
-_POINTERS = ("dw pw gamma beta z mean rstd scale shift g coef gdw gpw").split()
+_POINTERS = (
+    "dw pw gamma beta z mean rstd scale shift g coef gdw gpw running_mean running_var".split()
+)
 _NUMBERS = "ldg kind columns inputs outputs kernel dilation stride".split()
-LEAVING = np.dtype([*((n, "u8") for n in _POINTERS), *((n, "i8") for n in _NUMBERS), ("eps", "f8")])
+LEAVING = np.dtype(
+    [
+        *((n, "u8") for n in _POINTERS),
+        *((n, "i8") for n in _NUMBERS),
+        ("eps", "f8"),
+        ("momentum", "f8"),
+    ]
+)
 TERM = np.dtype(
     [(n, "u8") for n in "z scale shift mean rstd gamma dgamma dbeta coef".split()] + [("ld", "i8")]
 )
@@ -178,13 +187,17 @@ class _Run:
 
     @torch.no_grad()
     def _remember(self) -> None:
-        """Move the running statistics towards those of the batch."""
+        """Count the batch, and move statistics that the kernels have not moved towards it."""
         steps = [s for s in self.plan.steps if s.norm is not None and s.norm.track_running_stats]
+        counts = [cast(Tensor, cast(nn.BatchNorm2d, s.norm).num_batches_tracked) for s in steps]
+        if counts:
+            torch._foreach_add_(counts, 1)
         for step in steps:
+            if step.kind != Kind.OTHER:
+                continue
             norm, rows = cast(nn.BatchNorm2d, step.norm), self.rows[step]
             count = self.batch * math.prod(self.sides[step.target])
             var = (rows[1] ** -2 - norm.eps) * (count / (count - 1))
-            cast(Tensor, norm.num_batches_tracked).add_(1)
             cast(Tensor, norm.running_mean).lerp_(rows[0], cast(float, norm.momentum))
             cast(Tensor, norm.running_var).lerp_(var, cast(float, norm.momentum))
 
@@ -320,6 +333,10 @@ class _Run:
                 rows = self._rows(step)
                 one |= {name: rows[name] for name in ("mean", "rstd", "scale", "shift")}
                 one["eps"] = step.norm.eps
+                if step.norm.track_running_stats and not backward:
+                    one["momentum"] = step.norm.momentum
+                    one["running_mean"] = cast(Tensor, step.norm.running_mean).data_ptr()
+                    one["running_var"] = cast(Tensor, step.norm.running_var).data_ptr()
                 for name, tensor in zip(("gamma", "beta"), self.norms[step], strict=False):
                     one[name] = tensor.data_ptr()
             if backward:

@@ -1,3 +1,4 @@
 /* All that compiled.py compiles: the cells, each with the loops that it is made of. */
-#include "found_cell.h"
+#include "found_backward.h"
+#include "found_forward.h"
 #include "mixed_cell.h"

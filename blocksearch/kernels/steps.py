@@ -16,13 +16,13 @@ Side = tuple[int, int]
 
 
 class Kind(IntEnum):
-    """What a step is, as in found_cell.h; OTHER is left to PyTorch."""
+    """What a step is, as in state.h; OTHER is left to PyTorch."""
 
     SKIP, MAX_POOL, AVG_POOL, UNIT, CONCAT, OTHER = range(6)
 
 
 class Columns(IntEnum):
-    """What the columns of a unit are, as in found_cell.h."""
+    """What the columns of a unit are, as in state.h."""
 
     PLAIN, DEPTHWISE, AVERAGES, GRIDS = range(4)
 
@@ -63,7 +63,7 @@ class Step:
 
     @functools.cached_property
     def weight_names(self) -> tuple[str, ...]:
-        """Which weights of found_cell.h it has, in the order of `weights`."""
+        """Which weights of state.h it has, in the order of `weights`."""
         has = ("dw", self.depthwise), ("pw", self.pointwise)
         return tuple(name for name, layer in has if layer is not None)
 
@@ -99,7 +99,7 @@ class Step:
             yield weight if self.inverse is None else weight[:, self.inverse]
 
     def numbers(self) -> dict[str, int]:
-        """What found_cell.h knows of it."""
+        """What state.h knows of it."""
         conv = self.depthwise
         kernel, dilation = (conv.kernel_size[0], conv.dilation[0]) if conv is not None else (0, 0)
         return {
