@@ -34,7 +34,9 @@ def front():
     ]
 
 
-@pytest.mark.parametrize("search", ["random", "nsga2", "surrogate"])
+@pytest.mark.parametrize(
+    "search", ["random", "surrogate", pytest.param("nsga2", marks=pytest.mark.slow)]
+)
 def test_all_of_a_small_space_is_found_with_its_front(search):
     found = minimise(error, SPACE, costs={"energy": energy}, evaluations=100, search=search)
     assert len(found.history) == SPACE.count == 36  # nothing new comes up any more

@@ -450,6 +450,7 @@ def test_a_stack_of_pruned_cells_runs_on_fewer_channels_and_parameters():
         assert sparse.cost().flops < whole.cost().flops
 
 
+@pytest.mark.slow
 def test_cells_with_empty_nodes_pass_through_the_library_and_into_networks(tmp_path):
     space = SearchSpace(LIGHT_OPS, nodes=4)
     found = [

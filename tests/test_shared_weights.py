@@ -354,6 +354,7 @@ class Died(BaseException):
     """Is no `Exception`, as the end of a process is not."""
 
 
+@pytest.mark.slow
 def test_a_training_that_is_killed_after_each_of_its_steps_ends_as_the_unbroken_one(
     digits, tmp_path, monkeypatch
 ):
