@@ -21,6 +21,7 @@ from evaluation.files.bounded import MAX_NUMBER
 from evaluation.training.checkpoint import Checkpoint, Position, Stateful
 from evaluation.training.cuda_graphs import CapturedStep, graphs_for
 from evaluation.training.loop import EVALUATION_BATCH, TrainingError, cosine, epoch_generator
+from evaluation.training.optimizers import Adam, Sgd
 
 Batch = tuple[Tensor, Tensor]
 Cells = dict[str, Cell]  # one cell per kind
@@ -40,15 +41,13 @@ class AdamConfig(StrategyConfig):
     alpha_beta1: float = Field(default=0.5, ge=0, lt=1)
     alpha_beta2: float = Field(default=0.999, ge=0, lt=1)
 
-    def adam(self, logits: list[Tensor]) -> torch.optim.Adam:
-        """Return Adam on architecture logits, in the form that a GPU can replay."""
-        return torch.optim.Adam(
+    def adam(self, logits: list[Tensor]) -> Adam:
+        """Return Adam on architecture logits."""
+        return Adam(
             logits,
-            lr=self.alpha_learning_rate,
+            self.alpha_learning_rate,
             betas=(self.alpha_beta1, self.alpha_beta2),
             weight_decay=self.alpha_weight_decay,
-            fused=True,
-            capturable=True,
         )
 
 
@@ -155,17 +154,12 @@ class WeightStep:
         self.supernet = supernet
         self.config = config
         self.rate = torch.tensor(config.learning_rate, device=next(supernet.parameters()).device)
-        self.optimizer = torch.optim.SGD(
+        self.optimizer = Sgd(
             supernet.parameters(),
-            lr=self.rate,  # a tensor, so that a replayed step sees it move
+            self.rate,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
-            fused=True,
         )
-        if config.momentum:
-            # The fused step takes buffers of all weights or of none, and gates may leave out ops.
-            for weight in supernet.parameters():
-                self.optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
 
     def schedule(self, progress: float) -> None:
         """Set the learning rate for `progress` in [0, 1)."""
@@ -176,7 +170,7 @@ class WeightStep:
         """Update the weights under fixed gates and return the loss before the update."""
         images, labels = batch
         loss = nn.functional.cross_entropy(self.supernet(images, gates), labels)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.supernet.parameters(), self.config.grad_clip)
         self.optimizer.step()
@@ -190,14 +184,12 @@ class WeightStep:
         """Go on from `state_dict`."""
         self.supernet.load_state_dict(state["supernet"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate  # a copy came with the state
 
 
 class AlphaStep:
     """The architecture half of a bilevel step: one step of an optimizer on the alphas alone."""
 
-    def __init__(self, alphas: Tensor, optimizer: torch.optim.Optimizer):
+    def __init__(self, alphas: Tensor, optimizer: Sgd | Adam):
         self.alphas = alphas
         self.optimizer = optimizer
 

@@ -245,7 +245,7 @@ def test_a_weight_step_returns_the_loss_before_it_and_lowers_it(period_batch):
 def test_the_weight_optimizer_has_every_weight_and_nothing_else():
     supernet = make_supernet()
     step = WeightStep(supernet, weight_config())
-    held = {id(p) for group in step.optimizer.param_groups for p in group["params"]}
+    held = {id(p) for p in step.optimizer.weights}
     assert held == {id(p) for p in supernet.parameters()}
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-import torch._dynamo  # which an optimizer loads: here, a worker has it before its time counts
 from torch import nn
 from typer.testing import CliRunner
 

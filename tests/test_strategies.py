@@ -25,6 +25,7 @@ from blocksearch.strategies import STRATEGIES
 from evaluation.data.config import AugmentConfig
 from evaluation.training.checkpoint import Checkpoint
 from evaluation.training.cuda_graphs import EAGER_STEPS
+from evaluation.training.optimizers import Optimizer
 from recorded import RecordedGraphs
 
 OPS = ("none", "skip_connect", "sep_conv_3x3")
@@ -318,8 +319,8 @@ def tensors_that_a_step_changes(strategy: Strategy) -> list[torch.Tensor]:
             found[id(thing)] = thing
         elif isinstance(thing, torch.nn.Module):
             walk([*thing.parameters(), *thing.buffers()])
-        elif isinstance(thing, torch.optim.Optimizer):
-            walk([thing.param_groups, list(thing.state.values())])
+        elif isinstance(thing, Optimizer):
+            walk([thing.weights, thing.rate, list(thing.state.values())])
         elif isinstance(thing, dict):
             walk(list(thing.values()))
         elif isinstance(thing, list | tuple):

@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from evaluation.data.config import AugmentConfig
@@ -23,6 +22,7 @@ from evaluation.training.loop import (
     seeded_model,
     train,
 )
+from evaluation.training.optimizers import Sgd
 
 PLAIN = AugmentConfig()
 
@@ -179,33 +179,28 @@ def test_the_cosine_falls_from_one_to_zero_after_a_warm_up_that_rises_in_a_line(
     assert cosine(1.0, 0.4) == pytest.approx(0.0, abs=1e-12)
 
 
-def test_the_learning_rate_of_every_step_follows_the_schedule():
+def note_rates(monkeypatch, used):
+    """Have every step of SGD note its learning rate."""
+    step = Sgd.step
+    monkeypatch.setattr(Sgd, "step", lambda self: (used.append(float(self.rate)), step(self)))
+
+
+def test_the_learning_rate_of_every_step_follows_the_schedule(monkeypatch):
     used = []
 
-    def note(optimizer, args, kwargs):
-        used.extend(float(group["lr"]) for group in optimizer.param_groups)
-
-    hook = register_optimizer_step_pre_hook(note)
-    try:
-        split = halves(count=37)  # two whole batches; the last five images are left out
-        config = recipe(epochs=2, learning_rate=0.2, warmup=0.4)
-        train(seeded_model(net, 0, "cpu"), split, config, seed=0, augment=PLAIN)
-    finally:
-        hook.remove()
+    note_rates(monkeypatch, used)
+    split = halves(count=37)  # two whole batches; the last five images are left out
+    config = recipe(epochs=2, learning_rate=0.2, warmup=0.4)
+    train(seeded_model(net, 0, "cpu"), split, config, seed=0, augment=PLAIN)
     # Steps at 1/5 .. 4/5 of the way: half of the warm-up, its end, then cos 60 and cos 120 degrees.
     assert used == pytest.approx([0.1, 0.2, 0.15, 0.05])
 
 
-def test_the_last_learning_rate_is_near_zero_and_no_step_is_wasted_on_zero():
+def test_the_last_learning_rate_is_near_zero_and_no_step_is_wasted_on_zero(monkeypatch):
     used = []
-    hook = register_optimizer_step_pre_hook(
-        lambda optimizer, args, kwargs: used.append(float(optimizer.param_groups[0]["lr"]))
-    )
-    try:
-        config = recipe(epochs=10, learning_rate=1.0, warmup=0.1, momentum=0.0)
-        train(seeded_model(net, 0, "cpu"), halves(), config, seed=0, augment=PLAIN)
-    finally:
-        hook.remove()
+    note_rates(monkeypatch, used)
+    config = recipe(epochs=10, learning_rate=1.0, warmup=0.1, momentum=0.0)
+    train(seeded_model(net, 0, "cpu"), halves(), config, seed=0, augment=PLAIN)
     assert len(used) == 60
     assert all(rate > 0 for rate in used)
     assert used[-1] < 0.002 and max(used) > 0.99 and used[0] < 0.2

@@ -46,6 +46,7 @@ from blocksearch.supernet.forms import PLAIN, Form
 from blocksearch.supernet.supernet import Supernet
 from evaluation.files.bounded import MAX_NUMBER
 from evaluation.training.loop import cosine
+from evaluation.training.optimizers import Adam
 
 Hessian = Literal["exact", "fisher"]
 
@@ -271,9 +272,7 @@ class ChildStep:
         self.learning_rate = learning_rate
         self.grad_clip = grad_clip
         self.rate = torch.tensor(learning_rate, device=supernet.classifier.weight.device)
-        self.optimizer = torch.optim.Adam(
-            supernet.parameters(), lr=self.rate, fused=True, capturable=True
-        )
+        self.optimizer = Adam(supernet.parameters(), self.rate)
 
     def schedule(self, progress: float) -> None:
         """Set the learning rate for `progress` in [0, 1)."""
@@ -281,7 +280,7 @@ class ChildStep:
 
     def __call__(self, loss: Tensor) -> None:
         """Descend a loss."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.supernet.parameters(), self.grad_clip)
         self.optimizer.step()
@@ -294,8 +293,6 @@ class ChildStep:
         """Go on from `state_dict`."""
         self.supernet.load_state_dict(state["supernet"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate  # a copy came with the state
 
 
 class DcpNas:

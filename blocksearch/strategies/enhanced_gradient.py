@@ -35,6 +35,7 @@ from blocksearch.engine import (
 from blocksearch.relaxation import DERIVATIONS, Gates, enhanced_softmax, expected_cost
 from blocksearch.supernet.forms import PLAIN
 from evaluation.files.bounded import MAX_NUMBER
+from evaluation.training.optimizers import Adam, Sgd
 
 
 class EnhancedGradientConfig(StrategyConfig):
@@ -129,28 +130,25 @@ class EnhancedGradient:
         self.weight_step.load_state_dict(state["weights"])
 
 
-def _sgd(alphas: Tensor, config: EnhancedGradientConfig) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
+def _sgd(alphas: Tensor, config: EnhancedGradientConfig) -> Sgd:
+    return Sgd(
         [alphas],
-        lr=config.alpha_learning_rate,
+        config.alpha_learning_rate,
         momentum=config.alpha_momentum,
         weight_decay=config.alpha_weight_decay,
-        fused=True,
     )
 
 
-def _adam(alphas: Tensor, config: EnhancedGradientConfig) -> torch.optim.Optimizer:
-    return torch.optim.Adam(
+def _adam(alphas: Tensor, config: EnhancedGradientConfig) -> Adam:
+    return Adam(
         [alphas],
-        lr=config.alpha_learning_rate,
+        config.alpha_learning_rate,
         betas=(config.alpha_momentum, 0.999),
         weight_decay=config.alpha_weight_decay,
-        fused=True,
-        capturable=True,
     )
 
 
-ALPHA_OPTIMIZERS: dict[str, Callable[[Tensor, EnhancedGradientConfig], torch.optim.Optimizer]] = {
+ALPHA_OPTIMIZERS: dict[str, Callable[[Tensor, EnhancedGradientConfig], Sgd | Adam]] = {
     "sgd": _sgd,
     "adam": _adam,
 }

@@ -14,6 +14,7 @@ from evaluation.data.dataset import Split
 from evaluation.files.bounded import MAX_NUMBER
 from evaluation.training.checkpoint import Checkpoint, Position, Stateful
 from evaluation.training.cuda_graphs import CapturedStep, graphs_for
+from evaluation.training.optimizers import Sgd
 
 EVALUATION_BATCH = 500
 SEEDS_PER_RUN = 1_000_003  # a prime, so that (seed, epoch) pairs do not meet
@@ -123,18 +124,17 @@ class WeightUpdate:
         self.rate = torch.zeros((), device=self.parameters[0].device)
         self.average = WeightAverage(model) if config.ema_decay > 0 else None
         self.bfloat16 = uses_bfloat16(config.precision, self.rate.device)
-        self.optimizer = torch.optim.SGD(
+        self.optimizer = Sgd(
             self.parameters,
-            lr=self.rate,
+            self.rate,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
-            nesterov=config.momentum > 0,
-            fused=True,
+            nesterov=True,
         )
 
     def __call__(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Update the weights and return the `loss` before the update."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16):
             loss: Tensor = self.criterion(self.model(images), labels)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -153,8 +153,6 @@ class WeightUpdate:
         """Go on from `state_dict`."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate  # the loaded one is another tensor, perhaps not on the device
         if self.average is not None:
             torch._foreach_copy_(self.average.averages, state["averages"])
 

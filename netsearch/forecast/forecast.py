@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch._dynamo  # which any first optimizer of a process loads
 
 from blocksearch.config import BlockSearchConfig
 from blocksearch.search import threads_of
