@@ -2,6 +2,7 @@
 
 import copy
 import random
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from blocksearch.kernels import compiled, found
 from blocksearch.kernels.steps import Kind, plan_of
@@ -161,6 +163,22 @@ def test_what_the_kernels_do_not_know_runs_among_what_they_do() -> None:
         for y, weights in zip((ours, theirs), learning, strict=True)
     ]
     assert_equal([ours, *gradients[0]], [theirs, *gradients[1]])
+
+
+def test_weights_that_are_lent_for_a_forward_pass_get_their_gradients() -> None:
+    torch.manual_seed(0)
+    nodes = ((Edge(0, "nor_conv_3x3"), Edge(1, "gshuffle_3x3")), (Edge(2, "dws_conv_3x3"),))
+    module = DiscreteCell(Cell(nodes), (4, 4), 8, reduction=False, halve_first=False).double()
+    lent = {
+        name: (2 * torch.randn_like(weight).requires_grad_())  # no leaf, as slices of a store
+        for name, weight in module.named_parameters()
+    }
+    states, gradients = [images(4, (6, 5)), images(4, (6, 5))], []
+    for path in (nullcontext(), compiled.plain_path()):
+        with path:
+            y = functional_call(module, lent, tuple(states))
+        gradients.append(torch.autograd.grad(y.square().sum(), [*states, *lent.values()]))
+    assert_equal(*gradients)
 
 
 def test_two_threads_give_what_one_gives_and_the_same_bits_again() -> None:

@@ -126,7 +126,8 @@ class _Run:
                 raise ValueError(f"expected more than 1 value per channel, got {shape}")
         self.z: dict[Step, _Pixels] = {}
         self.rows: dict[Step, Tensor] = {}  # (9, N): see ROWS
-        self.graphs: dict[Step, tuple[Tensor, Tensor]] = {}  # of what PyTorch computes
+        # Of what PyTorch computes: what went in, what came out, and the weights of that moment.
+        self.graphs: dict[Step, tuple[Tensor, Tensor, list[Tensor]]] = {}
         side, last = self.sides[plan.outputs[0]], plan.channels
         self.out = self._new(*side, last * len(plan.outputs))
         self.kept: dict[int, _Pixels] = {
@@ -164,16 +165,16 @@ class _Run:
                     self._image(state, leaving),
                 )
             for step in others:
-                self._put_out(step, self.kept[state].tensor)
+                self._put_out(step, self.kept[state].tensor, weights[step])
         self._remember()
         return self.out.permute(0, 3, 1, 2)
 
-    def _put_out(self, step: Step, pixels: Tensor) -> None:
+    def _put_out(self, step: Step, pixels: Tensor, weights: list[Tensor]) -> None:
         """Run in PyTorch what the kernels do not know."""
         state = pixels.permute(0, 3, 1, 2).detach().requires_grad_()
         with torch.enable_grad():
             z = step.body(state).contiguous(memory_format=torch.channels_last)
-        self.graphs[step] = state, z
+        self.graphs[step] = state, z, weights
         values = z.detach().permute(0, 2, 3, 1)
         self.z[step] = _pixels(values)
         if step.norm is not None:
@@ -221,7 +222,7 @@ class _Run:
                 for k, output in enumerate(plan.outputs)
                 if output == state
             ]
-            pieces += [self._go_back(step, weights) for step in others]
+            pieces += [self._go_back(step) for step in others]
             described = self._leaving(leaving, weights, backward=True)
             described += [
                 {
@@ -249,14 +250,13 @@ class _Run:
         found = [self.grads[state].tensor.permute(0, 3, 1, 2) for state in range(plan.inputs)]
         return *found, *self._weight_gradients()
 
-    def _go_back(self, step: Step, weights: dict[Step, list[Tensor]]) -> _Pixels:
+    def _go_back(self, step: Step) -> _Pixels:
         """Return the gradient on a state through what PyTorch computed."""
-        state, z = self.graphs.pop(step)
+        state, z, weights = self.graphs.pop(step)
         g, rows = self.grads[step.target].tensor, self.rows[step]
         if step.norm is not None:
             g = rows[4] * g + rows[5] * self.z[step].tensor + rows[6]
-        own = step.own_parameters()
-        wanted = [state, *(w for w in own if w.requires_grad)]
+        wanted = [state, *(w for w in weights if w.requires_grad)]
         found: Sequence[Tensor] = [torch.zeros_like(one) for one in wanted]
         if z.requires_grad:  # zeros know nothing of what they were made from
             found = torch.autograd.grad(
@@ -264,7 +264,7 @@ class _Run:
             )
         gradients = iter(found[1:])
         self.weight_grads[step] = [
-            next(gradients) if w.requires_grad else torch.zeros_like(w) for w in own
+            next(gradients) if w.requires_grad else torch.zeros_like(w) for w in weights
         ]
         return _pixels(found[0].permute(0, 2, 3, 1).contiguous())
 
@@ -282,8 +282,8 @@ class _Run:
         at, found = self.plan.inputs, {}
         self.norms: dict[Step, list[Tensor]] = {}
         for step in self.plan.steps:
-            count = step.count
-            found[step] = [w.contiguous() for w in tensors[at : at + count]]
+            count, other = step.count, step.kind == Kind.OTHER
+            found[step] = [w if other else w.contiguous() for w in tensors[at : at + count]]
             at += count
             affine = 2 if step.norm is not None and step.norm.affine else 0
             self.norms[step] = tensors[at : at + affine]
