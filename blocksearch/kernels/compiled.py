@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -105,6 +105,14 @@ class Image(ctypes.Structure):
     _fields_ = [
         (name, ctypes.c_long) for name in ("batch", "height", "width", "channels", "pad", "threads")
     ]
+
+
+class Pixels(NamedTuple):
+    """A tensor (B, H, W, C) as the kernels see it: where it starts, how far its pixels stand."""
+
+    tensor: Tensor
+    pointer: int
+    distance: int
 
 
 @cache

@@ -1,6 +1,6 @@
 """A found cell on a CPU as one autograd function, several times faster than op by op.
 
-What a found cell costs is passes over memory, not arithmetic. `state.h` computes it state by
+Op by op, most of a found cell's time goes into passes over memory. `state.h` computes it state by
 state: one pass puts a state together from what arrives there, with the BatchNorms folded into the
 sum, and runs all that leaves it while an image is in the cache. Between two passes only the outputs
 of convolutions and pools are kept, no activation, no normalised output, no sum before a
@@ -15,14 +15,20 @@ compiled.plain_path():`.
 import math
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from blocksearch.kernels import compiled
-from blocksearch.kernels.compiled import Image, library, refuse_second_derivative, widest_lanes
+from blocksearch.kernels.compiled import (
+    Image,
+    Pixels,
+    library,
+    refuse_second_derivative,
+    widest_lanes,
+)
 from blocksearch.kernels.steps import FoundPlan, Kind, Step
 
 _POINTERS = (
@@ -98,17 +104,9 @@ class _FoundCell(torch.autograd.Function):
         return None, *result
 
 
-class _Pixels(NamedTuple):
-    """A tensor (B, H, W, C) as the kernels see it: where it starts, how far its pixels stand."""
-
-    tensor: Tensor
-    pointer: int
-    distance: int
-
-
-def _pixels(tensor: Tensor, distance: int | None = None) -> _Pixels:
+def _pixels(tensor: Tensor, distance: int | None = None) -> Pixels:
     """A dense tensor, or a slice of one with pixels so far apart."""
-    return _Pixels(tensor, tensor.data_ptr(), distance or tensor.shape[-1])
+    return Pixels(tensor, tensor.data_ptr(), distance or tensor.shape[-1])
 
 
 class _Run:
@@ -124,13 +122,13 @@ class _Run:
             if step.norm is not None and self.batch * math.prod(side) == 1:
                 shape = (1, step.outputs, *side)
                 raise ValueError(f"expected more than 1 value per channel, got {shape}")
-        self.z: dict[Step, _Pixels] = {}
+        self.z: dict[Step, Pixels] = {}
         self.rows: dict[Step, Tensor] = {}  # (9, N): see ROWS
         # Of what PyTorch computes: what went in, what came out, and the weights of that moment.
         self.graphs: dict[Step, tuple[Tensor, Tensor, list[Tensor]]] = {}
         side, last = self.sides[plan.outputs[0]], plan.channels
         self.out = self._new(*side, last * len(plan.outputs))
-        self.kept: dict[int, _Pixels] = {
+        self.kept: dict[int, Pixels] = {
             state: _pixels(self.out[..., k * last : (k + 1) * last], self.out.shape[-1])
             for k, state in enumerate(plan.outputs)
         }
@@ -211,7 +209,7 @@ class _Run:
             self.kept[state] = _pixels(tensors[state].permute(0, 2, 3, 1))
         weights = self._weights(tensors)
         self.weight_grads = {step: [torch.zeros_like(w) for w in weights[step]] for step in weights}
-        self.grads: dict[int, _Pixels] = {}
+        self.grads: dict[int, Pixels] = {}
         whole = grad.permute(0, 2, 3, 1).contiguous()
         width = plan.channels
         for state in reversed(plan.order):
@@ -250,7 +248,7 @@ class _Run:
         found = [self.grads[state].tensor.permute(0, 3, 1, 2) for state in range(plan.inputs)]
         return *found, *self._weight_gradients()
 
-    def _go_back(self, step: Step) -> _Pixels:
+    def _go_back(self, step: Step) -> Pixels:
         """Return the gradient on a state through what PyTorch computed."""
         state, z, weights = self.graphs.pop(step)
         g, rows = self.grads[step.target].tensor, self.rows[step]

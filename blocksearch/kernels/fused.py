@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blocksearch.kernels.compiled import Shape, lanes_of, library, refuse_second_derivative
+from blocksearch.kernels.compiled import Pixels, Shape, lanes_of, library, refuse_second_derivative
 from blocksearch.kernels.plan import CellPlan, Layer, Leaving
 
 
@@ -78,16 +78,8 @@ class _MixedCell(torch.autograd.Function):
         return None, *result
 
 
-class _Pixels(NamedTuple):
-    """A tensor (B, H, W, C) as the kernels see it: where it starts, how far its pixels stand."""
-
-    tensor: Tensor
-    pointer: int
-    distance: int
-
-
-def _dense(tensor: Tensor) -> _Pixels:
-    return _Pixels(tensor, tensor.data_ptr(), tensor.shape[-1])
+def _dense(tensor: Tensor) -> Pixels:
+    return Pixels(tensor, tensor.data_ptr(), tensor.shape[-1])
 
 
 class _Outputs(NamedTuple):
@@ -141,7 +133,7 @@ class _Run:
         shift = -(scale * self.stats[chosen, 0]).sum(dim=0)
         self._weighted_sum(self.pointers[chosen], self.distances[chosen], scale, shift, out)
 
-    def _separable_outputs(self, source: int, leaving: Leaving, x: _Pixels) -> None:
+    def _separable_outputs(self, source: int, leaving: Leaving, x: Pixels) -> None:
         outputs: list[_Outputs] = []
         for depth, layer in enumerate(leaving.layers):
             new = _Outputs(self._new(len(layer.terms)), self._vectors(len(layer.terms), 2))
@@ -156,7 +148,7 @@ class _Run:
             self.stats[layer.last_terms] = new.stats[layer.last_places]
         self.layers.append(outputs)
 
-    def _pool_outputs(self, source: int, leaving: Leaving, x: _Pixels) -> None:
+    def _pool_outputs(self, source: int, leaving: Leaving, x: Pixels) -> None:
         for is_max, terms in leaving.pools:
             z, stats = self._new(1), self._vectors(1, 2)
             self.kernels.forward_pool(
@@ -173,7 +165,7 @@ class _Run:
             self.pointers[terms] = z.data_ptr()
             self.stats[terms] = stats
 
-    def _other_outputs(self, leaving: Leaving, x: _Pixels) -> None:
+    def _other_outputs(self, leaving: Leaving, x: Pixels) -> None:
         if leaving.skips:
             self.pointers[leaving.skips] = x.pointer
             self.distances[leaving.skips] = x.distance
@@ -244,7 +236,7 @@ class _Run:
             self.threads,
         )
 
-    def _separable_gradient(self, source: int, leaving: Leaving, x: _Pixels) -> None:
+    def _separable_gradient(self, source: int, leaving: Leaving, x: Pixels) -> None:
         between: tuple[np.ndarray, np.ndarray] | None = None
         for depth, layer in reversed(list(enumerate(leaving.layers))):
             units = self._units(source, depth, layer, self.layers[source], x)
@@ -267,7 +259,7 @@ class _Run:
             shape = self._shape(source, depth, layer.pad)
             self.kernels.backward_units(units.ctypes.data, len(units), shape)
 
-    def _pool_gradient(self, source: int, leaving: Leaving, x: _Pixels) -> None:
+    def _pool_gradient(self, source: int, leaving: Leaving, x: Pixels) -> None:
         for is_max, terms in leaving.pools:
             grad, coef = self._new(1), self.coef[terms]
             scale = torch.cat([coef[:, 0], coef[:, 1].sum(dim=0, keepdim=True)])
@@ -308,13 +300,13 @@ class _Run:
 
     # ---- what both share
 
-    def _state(self, source: int, states: list[Tensor]) -> _Pixels:
+    def _state(self, source: int, states: list[Tensor]) -> Pixels:
         if source < self.plan.inputs:
             pixels = states[source].permute(0, 2, 3, 1)
-            return _Pixels(pixels, pixels.data_ptr(), self.channels)
+            return Pixels(pixels, pixels.data_ptr(), self.channels)
         node = source - self.plan.inputs
         pixels = self.out[..., node * self.channels : (node + 1) * self.channels]
-        return _Pixels(pixels, pixels.data_ptr(), self.out.shape[-1])
+        return Pixels(pixels, pixels.data_ptr(), self.out.shape[-1])
 
     def _new(self, count: int) -> Tensor:
         """Room for `count` batches of a node's size, (count, B, H', W', C)."""
@@ -333,7 +325,7 @@ class _Run:
         return Shape(self.batch, *side, self.channels, stride, pad, self.threads)
 
     def _units(
-        self, source: int, depth: int, layer: Layer, outputs: list[_Outputs], x: _Pixels
+        self, source: int, depth: int, layer: Layer, outputs: list[_Outputs], x: Pixels
     ) -> np.ndarray:
         """The units of a layer with all that the forward pass knows of them."""
         units = layer.units.copy()
@@ -357,7 +349,7 @@ class _Run:
         distances: np.ndarray,
         coef: Tensor,
         bias: Tensor | None,
-        out: _Pixels,
+        out: Pixels,
     ) -> None:
         """Write bias + sum_k coef[k] tensor[k] into `out`; without a bias, add it there."""
         coef = coef.contiguous()

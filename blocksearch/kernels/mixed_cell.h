@@ -86,7 +86,6 @@ static REAL **pack_all(const Unit *units, int n, int C, REAL **memory) {
     return packed;
 }
 
-INLINE int rows_of(int width) { return width >= TILE_PIXELS ? 1 : TILE_PIXELS / width; }
 INLINE int border(const Unit *u) { return u->dilation * (u->kernel - 1) / 2; }
 
 /* d = the unit's depthwise convolution, for output rows y to y + rows. */
@@ -103,7 +102,7 @@ static void depthwise_rows(const Unit *u, const Shape *s, const REAL *in, const 
 EXPORT int forward_units(const Unit *units, int n, Shape s, double eps) {
     int C = s.channels, Ho = halved(s.height, s.stride), Wo = halved(s.width, s.stride);
     size_t padded = (size_t)(s.height + 2 * s.pad) * (s.width + 2 * s.pad) * C;
-    int rows = rows_of(Wo);
+    int rows = tile_rows(Wo);
     REAL *memory, **packed = pack_all(units, n, C, &memory);
     REAL *sums = calloc((size_t)s.batch * n * 2 * C, sizeof(REAL));
     int failed = !packed || !sums, images = failed ? 0 : s.batch;
@@ -145,7 +144,7 @@ EXPORT int forward_units(const Unit *units, int n, Shape s, double eps) {
  * normalised output of another unit, whose gradient is left in gx and gx_coef. */
 EXPORT int backward_units(const Unit *units, int n, Shape s) {
     int C = s.channels, Ho = halved(s.height, s.stride), Wo = halved(s.width, s.stride);
-    int W = s.width + 2 * s.pad, rows = rows_of(Wo);
+    int W = s.width + 2 * s.pad, rows = tile_rows(Wo);
     size_t padded = (size_t)(s.height + 2 * s.pad) * W * C, image = (size_t)s.height * s.width * C;
     size_t tile = (size_t)rows * Wo * C, weights = packed_sizes(units, n, C);
     REAL *memory, **packed = pack_all(units, n, C, &memory);

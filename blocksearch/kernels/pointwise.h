@@ -9,6 +9,8 @@
 
 #define TILE_PIXELS 64 /* rows are taken together up to this many pixels */
 
+INLINE int tile_rows(int width) { return width >= TILE_PIXELS ? 1 : TILE_PIXELS / width; }
+
 /* out (P, V) (+)= a (P, K) w (K, V): P pixels, V vectors of channels. */
 INLINE void product_block(const REAL *a, long lda, const REAL *w, long ldw, REAL *out, long ldo, int K,
                           const int P, const int V, const int add) {

@@ -55,7 +55,6 @@ typedef struct {
 INLINE size_t bordered(const Image *s) { return (size_t)(s->height + 2 * s->pad) * (s->width + 2 * s->pad); }
 INLINE long out_width(const Image *s, const Leaving *op) { return halved(s->width, op->stride); }
 INLINE long out_height(const Image *s, const Leaving *op) { return halved(s->height, op->stride); }
-INLINE int tile_rows(int width) { return width >= TILE_PIXELS ? 1 : TILE_PIXELS / width; }
 INLINE REAL *pixel(const State *s, int y, int x) { return s->in + ((y + s->image->pad) * s->W + x + s->image->pad) * s->C; }
 
 /* Numbers of a tile of an op, in whole vectors and a little more, since parts are stored as wholes. */
